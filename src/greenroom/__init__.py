@@ -1,0 +1,108 @@
+"""Greenroom: background tasks for Python.
+
+``import greenroom as dramatiq`` runs a Dramatiq program. Names are loaded on first use.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from . import seams as _seams
+from .actor import Actor, actor  # not lazy: the function has the name of its module
+
+__version__ = "0.1.0"
+
+#: Public name -> the module that holds it.
+_PUBLIC = {
+        # brokers
+    "Broker": "broker",
+    "Consumer": "broker",
+    "MessageProxy": "broker",
+    "get_broker": "broker",
+    "set_broker": "broker",
+    # encoding
+    "Encoder": "encoder",
+    "JSONEncoder": "encoder",
+    "PickleEncoder": "encoder",
+    "get_encoder": "encoder",
+    "set_encoder": "encoder",
+    # errors
+    "GreenroomError": "errors",
+    "DramatiqError": "errors",
+    "BrokerError": "errors",
+    "DecodeError": "errors",
+    "ActorNotFound": "errors",
+    "QueueNotFound": "errors",
+    "QueueJoinTimeout": "errors",
+    "BrokerConnectionError": "errors",
+    "ConnectionClosed": "errors",
+    "ConnectionFailed": "errors",
+    "RateLimitExceeded": "errors",
+    "Retry": "errors",
+    # logging
+    "get_logger": "logging",
+    # messages
+    "Message": "message",
+    # middleware
+    "Middleware": "middleware",
+    # workers
+    "Worker": "worker",
+}
+
+__all__ = ["Actor", "actor", *_PUBLIC, "__version__"]  # noqa: PLE0604  # names of the table above
+
+if TYPE_CHECKING:
+    from .broker import Broker as Broker
+    from .broker import Consumer as Consumer
+    from .broker import MessageProxy as MessageProxy
+    from .broker import get_broker as get_broker
+    from .broker import set_broker as set_broker
+    from .encoder import Encoder as Encoder
+    from .encoder import JSONEncoder as JSONEncoder
+    from .encoder import PickleEncoder as PickleEncoder
+    from .encoder import get_encoder as get_encoder
+    from .encoder import set_encoder as set_encoder
+    from .errors import ActorNotFound as ActorNotFound
+    from .errors import BrokerConnectionError as BrokerConnectionError
+    from .errors import BrokerError as BrokerError
+    from .errors import ConnectionClosed as ConnectionClosed
+    from .errors import ConnectionFailed as ConnectionFailed
+    from .errors import DecodeError as DecodeError
+    from .errors import DramatiqError as DramatiqError
+    from .errors import GreenroomError as GreenroomError
+    from .errors import QueueJoinTimeout as QueueJoinTimeout
+    from .errors import QueueNotFound as QueueNotFound
+    from .errors import RateLimitExceeded as RateLimitExceeded
+    from .errors import Retry as Retry
+    from .logging import get_logger as get_logger
+    from .message import Message as Message
+    from .middleware import Middleware as Middleware
+    from .worker import Worker as Worker
+
+
+def __getattr__(name: str) -> Any:
+    if name == "ConnectionError":
+        return getattr(import_module(".errors", __name__), name)  # warns
+    module = _PUBLIC.get(name)
+    if module is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f".{module}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_PUBLIC})
+
+
+def _default_broker() -> Any:
+    from .brokers import from_url
+    from .brokers.sqlite import SqliteBroker
+    from .settings import broker_url
+
+    url = broker_url()
+    return from_url(url) if url else SqliteBroker()
+
+
+_seams.default_broker = _default_broker

@@ -1,0 +1,140 @@
+"""What all brokers on an engine of ours share: hooks and encoding above, a transport below."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from ..broker import Broker
+from ..core.options import check_priority, delay_to_ms
+from ..errors import MessageTooLarge, QueueJoinTimeout
+from ..message import Message
+from ..names import check_queue_name, new_storage_id, q_name
+from ..ports.transport import Envelope
+
+#: Seconds between two looks at a queue that is being joined.
+_JOIN_INTERVAL_S = 0.02
+
+
+class EngineBroker(Broker):
+    """A broker on a ``Transport``. Subclasses turn their arguments into one."""
+
+    #: The engine; set by the subclass. Must also answer the ``Admin`` port.
+    transport: Any
+
+    def declare_queue(self, queue_name: str) -> None:
+        if queue_name not in self.queues:
+            check_queue_name(queue_name)
+            super().declare_queue(queue_name)
+
+    def enqueue(self, message: Message[Any], *, delay: Any = None) -> Message[Any]:
+        """Sends a message; returns once the engine keeps it.
+
+        Parameters:
+          message: The message.
+          delay: Milliseconds or a timedelta.
+
+        Raises:
+          MessageTooLarge: Before anything is sent.
+          EncodeError: If JSON has no form for an argument.
+          MiddlewareError: If a ``before_enqueue`` hook vetoed it.
+          BrokerError: If the engine did not take it.
+        """
+        hooks = self.hooks
+        if delay is not None:
+            delay = delay_to_ms(delay)
+            message = message.copy(options={"eta": self.clock.now_ms() + delay})
+        if hooks.before_enqueue:
+            self.emit_before("enqueue", message, delay)
+        if delay is not None and hooks.before_delay_message:
+            self.emit_before("delay_message", message)
+        self.transport.push((self.envelope(message),))
+        if hooks.after_enqueue:
+            self.emit_after("enqueue", message, delay)
+        return message
+
+    def _enqueue_chunk(self, chunk: list[Message[Any]], delay: Any) -> None:
+        hooks = self.hooks
+        delay = delay_to_ms(delay)
+        if delay is not None:
+            eta = self.clock.now_ms() + delay
+            chunk = [message.copy(options={"eta": eta}) for message in chunk]
+        if hooks.before_enqueue:
+            for message in chunk:
+                self.emit_before("enqueue", message, delay)
+        if delay is not None and hooks.before_delay_message:
+            for message in chunk:
+                self.emit_before("delay_message", message)
+        envelope = self.envelope
+        self.transport.push([envelope(message) for message in chunk])
+        if hooks.after_enqueue:
+            for message in chunk:
+                self.emit_after("enqueue", message, delay)
+
+    def envelope(self, message: Message[Any]) -> Envelope:
+        """The message as it is pushed: encoded, with its priority and due time."""
+        body = message.encode()
+        if len(body) > self.max_message_bytes:
+            raise MessageTooLarge(
+                f"A message for actor {message.actor_name!r} has {len(body)} bytes; at most {self.max_message_bytes} "
+                "are allowed (max_message_bytes). Keep large data elsewhere and send where it is.",
+                size=len(body),
+                limit=self.max_message_bytes,
+            )
+        queue = message.queue_name
+        if queue not in self.queues:
+            queue = q_name(queue)
+            self.declare_queue(queue)
+        options = message.options
+        actor = self.actors.get(message.actor_name)
+        priority = actor.priority if actor is not None else 0
+        if not options:
+            return Envelope(queue, new_storage_id(), body, priority)
+        self.check_message_options(message)
+        priority = options.get("priority", priority)
+        return Envelope(queue, new_storage_id(), body, check_priority(priority), options.get("eta"))
+
+    def flush(self, queue_name: str) -> None:
+        """Deletes the ready and the delayed messages of a queue, not the dead ones."""
+        self.transport.purge(queue_name)
+
+    def flush_all(self) -> None:
+        for queue_name in self.get_declared_queues():
+            self.flush(queue_name)
+
+    def join(self, queue_name: str, *, timeout: int | None = None) -> None:
+        """Waits until nothing of the queue is ready, delayed or running.
+
+        Parameters:
+          timeout: Milliseconds; None to wait for ever.
+
+        Raises:
+          QueueJoinTimeout: If that took longer; the text says what is left.
+        """
+        deadline = None if timeout is None else self.clock.monotonic() + timeout / 1000
+        while True:
+            counts = self.transport.counts([queue_name])[queue_name]
+            if not (counts.ready or counts.delayed or counts.claimed):
+                return
+            if deadline is not None and self.clock.monotonic() >= deadline:
+                raise QueueJoinTimeout(
+                    f"Queue {queue_name!r} was not empty after {timeout} ms: {counts.ready} ready, "
+                    f"{counts.delayed} delayed, {counts.claimed} running."
+                )
+            self.clock.sleep(_JOIN_INTERVAL_S)
+
+    def close(self) -> None:
+        self.transport.close()
+
+
+def parse_bool(text: str) -> bool:
+    """``true``, ``yes``, ``on``, ``1`` and their opposites, as a URL's parameter has them."""
+    lowered = text.lower()
+    if lowered in ("true", "yes", "on", "1"):
+        return True
+    if lowered in ("false", "no", "off", "0"):
+        return False
+    raise ValueError(f"{text!r} is neither true nor false.")
+
+
+Middlewares = Iterable[Any] | None

@@ -1,0 +1,1 @@
+"""Decisions: pure functions and values. No threads, sockets, sleeping, environment or clocks in here."""

@@ -1,0 +1,33 @@
+"""A failure as text: safe to make from any exception, capped, on its way to a dead letter or a history."""
+
+from __future__ import annotations
+
+import traceback
+
+MAX_MESSAGE = 4_096
+MAX_TRACEBACK = 16_384
+#: How many frames of a traceback are kept.
+TRACEBACK_LIMIT = 30
+
+
+def type_name(exception: BaseException) -> str:
+    """The name of the exception's class."""
+    return type(exception).__name__
+
+
+def message_of(exception: BaseException, limit: int = MAX_MESSAGE) -> str:
+    """``str(exception)``, cut to ``limit`` characters; a placeholder if that raises."""
+    try:
+        text = str(exception)
+        return text if len(text) <= limit else text[: limit - 3] + "..."
+    except Exception as e:
+        return f"<unprintable: {type(e).__name__}>"
+
+
+def traceback_of(exception: BaseException, limit: int = MAX_TRACEBACK) -> str:
+    """The traceback as text; of a long one the end, where the cause is."""
+    try:
+        text = "".join(traceback.format_exception(exception, limit=TRACEBACK_LIMIT))
+    except Exception as e:  # an exception whose own methods raise must still be reported
+        return f"{type_name(exception)}: <traceback unavailable: {type(e).__name__}>\n"
+    return text if len(text) <= limit else "..." + text[3 - limit :]

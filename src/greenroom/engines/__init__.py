@@ -1,0 +1,1 @@
+"""Engines: each a ``Transport``, a ``Store`` or both, one folder an engine."""

@@ -1,0 +1,174 @@
+"""The transport on a SQLite file: pushing, and what this process shares of the file."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+from ...clock import SYSTEM_CLOCK, Clock
+from ...errors import MessageTooLarge
+from ...forksafe import PerProcess
+from ...logging import get_logger
+from ...ports.transport import Counts, DeadLetter, Envelope, ErrorText, Features
+from .consumer import SqliteConsumer
+from .database import Database
+from .liveness import LockFile, close_lock_file, open_lock_file
+from .rows import INSERT_ONE, insert, ring, row_of
+from .wake import WakeFolder
+
+#: SQLite keeps nothing larger than 1 GB in a row; ours is the tighter bound.
+MAX_BODY_BYTES = 512 * 1024 * 1024
+
+logger = get_logger(__name__)
+
+
+class SqliteTransport:
+    """Keeps messages in a SQLite file. Thread-safe and fork-safe; opens the file at its first use in a process.
+
+    Parameters:
+      path: The file; resolved against the working directory now.
+      durable: Sync at every commit, so that what was accepted survives a power loss.
+      mode: Permissions of the files that are made.
+      clock: What decides about due times.
+      max_body: The largest body in bytes.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        durable: bool = False,
+        mode: int = 0o600,
+        clock: Clock = SYSTEM_CLOCK,
+        max_body: int = MAX_BODY_BYTES,
+    ) -> None:
+        self.path = Path(path).absolute()
+        self.clock = clock
+        self.features = Features(
+            lease=False, transactional=True, wakes=True, max_body=max_body
+        )
+        self._max_body = max_body
+        self._durable = durable
+        self._mode = mode
+        self._process: PerProcess[ProcessShare] = PerProcess(
+            self._open, before_fork=ProcessShare.before_fork, after_fork=ProcessShare.after_fork
+        )
+
+    def _open(self) -> ProcessShare:
+        share = ProcessShare(self.path, durable=self._durable, mode=self._mode)
+        logger.info("Messages are kept in %s.", self.path)
+        return share
+
+    @property
+    def share(self) -> ProcessShare:
+        """What this process has open of the file."""
+        return self._process.get()
+
+    def declare(self, queues: Collection[str]) -> None:
+        """Nothing to do: a queue is a value in a column."""
+
+    def push(self, batch: Sequence[Envelope]) -> None:
+        """Returns once the batch is committed, all or nothing."""
+        for envelope in batch:
+            if len(envelope.body) > self._max_body:
+                raise MessageTooLarge(
+                    f"A body of {len(envelope.body)} bytes is over the limit of {self._max_body}.",
+                    size=len(envelope.body),
+                    limit=self._max_body,
+                )
+        share = self._process.get()
+        if len(batch) == 1:
+            row = row_of(batch[0])
+            share.database.run(lambda connection: connection.execute(INSERT_ONE, row))
+        elif batch:
+            with share.database.transaction() as connection:
+                insert(connection, batch)
+        ring(share.wake, batch)
+
+    def consumer(self, owner: str) -> SqliteConsumer:
+        """A new owner of claims. Registers it in the file."""
+        return SqliteConsumer(self, owner)
+
+    def close(self) -> None:
+        """Closes what this process has open. The next use opens it again."""
+        share = self._process.take()
+        if share is not None:
+            share.close()
+
+    # --- Admin
+
+    def counts(self, queues: Collection[str] | None = None) -> dict[str, Counts]:
+        """How many messages there are, by queue; all queues with any, and those named, if ``queues`` is None."""
+        database = self._process.get().database
+        found: dict[str, list[int]] = {queue: [0, 0, 0, 0] for queue in queues or ()}
+
+        def read(connection: Any) -> list[Any]:
+            if queues is None:
+                live = connection.execute("select queue, state, count(*) from message group by queue, state").fetchall()
+                dead = connection.execute("select queue, 3, count(*) from dead group by queue").fetchall()
+                return [*live, *dead]
+            rows: list[Any] = []
+            for queue in queues:
+                rows += connection.execute(
+                    "select queue, state, count(*) from message where queue = ? group by state", (queue,)
+                ).fetchall()
+                rows += connection.execute("select ?1, 3, count(*) from dead where queue = ?1", (queue,)).fetchall()
+            return rows
+
+        for queue, state, count in database.run(read):
+            found.setdefault(queue, [0, 0, 0, 0])[state] = count
+        return {queue: Counts(*numbers) for queue, numbers in found.items()}
+
+    def purge(self, queue: str, *, dead: bool = False) -> int:
+        """Deletes what is ready or delayed, or else what is dead; returns how many."""
+        statement = (
+            "delete from dead where queue = ?" if dead else "delete from message where queue = ? and state in (0, 1)"
+        )
+        with self._process.get().database.transaction() as connection:
+            return connection.execute(statement, (queue,)).rowcount
+
+    def dead(self, queue: str | None = None, *, limit: int = 100) -> list[DeadLetter]:
+        """Dead letters, newest first."""
+        columns = "queue, id, cast(body as blob), error_type, error_message, error_traceback, attempt, crashes, died_ms"
+        condition = "" if queue is None else "where queue = ?2 "
+        rows = self._process.get().database.run(
+            lambda connection: connection.execute(
+                f"select {columns} from dead {condition}order by died_ms desc, seq desc limit ?1",
+                (limit,) if queue is None else (limit, queue),
+            ).fetchall()
+        )
+        return [
+            DeadLetter(q, id, body, None if type_ is None else ErrorText(type_, message, trace), attempt, crashes, died)
+            for q, id, body, type_, message, trace, attempt, crashes, died in rows
+        ]
+
+
+class ProcessShare:
+    """What one process has open of a queue file: the connection and the wake folder. An owner also holds the lock file."""
+
+    def __init__(self, path: Path, *, durable: bool, mode: int) -> None:
+        self.database = Database(path, durable=durable, mode=mode)
+        self.database.run(lambda _connection: None)  # makes the files, or says why not
+        wake_path = path.with_name(path.name + "-wake")
+        self.wake = WakeFolder(wake_path, mode)
+        self._mode = mode
+
+    def before_fork(self) -> None:
+        self.database.before_fork()
+
+    def after_fork(self) -> None:
+        self.database.after_fork()
+
+    def close(self) -> None:
+        self.database.close()
+        self.wake.close()
+
+    def open_locks(self) -> LockFile:
+        """The lock file, for an owner to hold its byte of; to be given back with ``close_locks``."""
+        return open_lock_file(self.wake.path / "lock", self._mode)
+
+    def close_locks(self, locks: LockFile) -> None:
+        """Gives the lock file back."""
+        close_lock_file(locks)
+

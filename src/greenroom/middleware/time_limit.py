@@ -1,0 +1,52 @@
+"""Actors that run too long are interrupted."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ..errors import Interrupt
+from .middleware import Middleware
+
+if TYPE_CHECKING:
+    from ..ports.nouns import BrokerLike
+
+#: Ten minutes, in milliseconds.
+DEFAULT_TIME_LIMIT = 600_000
+
+
+class TimeLimitExceeded(Interrupt):
+    """Raised inside an actor that has run longer than its time limit."""
+
+
+class TimeLimit(Middleware):
+    """Gives every message a deadline, which its executor's slot carries.
+
+    Parameters:
+      time_limit: Milliseconds; ten minutes by default, None or ``float("inf")`` for none.
+      interval: Milliseconds between two looks at the deadlines; 1 000 by default.
+    """
+
+    def __init__(self, *, time_limit: float | None = DEFAULT_TIME_LIMIT, interval: int = 1000) -> None:
+        self.time_limit = time_limit
+        self.interval = interval
+
+    @property
+    def actor_options(self) -> set[str]:
+        return {"time_limit"}
+
+    def before_process_message(self, broker: BrokerLike, message: Any) -> None:
+        limit = message.options.get("time_limit")
+        if limit is None:
+            limit = broker.actors[message.actor_name].options.get("time_limit", self.time_limit)
+        if limit is not None and message.slot is not None:
+            message.slot.deadline = broker.clock.monotonic() + limit / 1000
+
+    def after_process_message(
+        self, broker: BrokerLike, message: Any, *, result: Any = None, exception: BaseException | None = None
+    ) -> None:
+        if message.slot is not None:
+            message.slot.deadline = 0.0
+
+    def after_skip_message(self, broker: BrokerLike, message: Any) -> None:
+        if message.slot is not None:
+            message.slot.deadline = 0.0

@@ -1,0 +1,98 @@
+"""Names of queues and actors, and identifiers.
+
+Queue names follow Dramatiq: ``q`` holds what may run, ``q.DQ`` what is delayed and ``q.XQ`` what is dead. Engines of
+our own need one name only; the suffixes matter where a broker is shared with Dramatiq.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+
+MAX_NAME_LENGTH = 255
+_QUEUE_NAME = re.compile(r"[a-zA-Z_][a-zA-Z0-9._-]*")
+
+
+def check_queue_name(name: str) -> str:
+    """Returns ``name``, or raises ``ValueError`` if no queue may be called so."""
+    if not isinstance(name, str) or not _QUEUE_NAME.fullmatch(name):
+        raise ValueError(
+            f"Invalid queue name {name!r}: queue names must start with a letter or an underscore, "
+            "followed by letters, digits, dots, underscores or dashes."
+        )
+    return _check_length("queue", name)
+
+
+def check_actor_name(name: str) -> str:
+    """Returns ``name``, or raises ``ValueError`` if no actor may be called so."""
+    if not isinstance(name, str) or not name:
+        raise ValueError(f"Invalid actor name {name!r}: actor names must be non-empty text.")
+    return _check_length("actor", name)
+
+
+def _check_length(kind: str, name: str) -> str:
+    if len(name) > MAX_NAME_LENGTH:
+        raise ValueError(
+            f"Invalid {kind} name {name[:40]!r}...: {len(name)} characters, at most {MAX_NAME_LENGTH}."
+        )
+    return name
+
+
+def q_name(queue_name: str) -> str:
+    """The canonical name of a queue: ``default`` for ``default``, ``default.DQ`` and ``default.XQ``."""
+    if queue_name.endswith((".DQ", ".XQ")):
+        return queue_name[:-3]
+    return queue_name
+
+
+def dq_name(queue_name: str) -> str:
+    """The name under which Dramatiq keeps the delayed messages of a queue."""
+    return queue_name if queue_name.endswith(".DQ") else f"{q_name(queue_name)}.DQ"
+
+
+def xq_name(queue_name: str) -> str:
+    """The name under which Dramatiq keeps the dead letters of a queue."""
+    return queue_name if queue_name.endswith(".XQ") else f"{q_name(queue_name)}.XQ"
+
+
+# Random identifiers come from the kernel, in pools: `uuid.uuid4` asks it once for each. A list's pop is atomic, so any
+# thread may take one; a forked child forgets the pool, so that two processes never hand out the same identifier.
+_POOL_SIZE = 256
+_message_ids: list[str] = []
+
+
+def new_message_id() -> str:
+    """A fresh random identifier in the form of a version 4 UUID (RFC 9562)."""
+    try:
+        return _message_ids.pop()
+    except IndexError:
+        digits = os.urandom(16 * _POOL_SIZE).hex()
+        fresh = [
+            f"{digits[i : i + 8]}-{digits[i + 8 : i + 12]}-4{digits[i + 13 : i + 16]}-"
+            f"{'89ab'[int(digits[i + 16], 16) & 3]}{digits[i + 17 : i + 20]}-{digits[i + 20 : i + 32]}"
+            for i in range(0, 32 * _POOL_SIZE, 32)
+        ]
+        mine = fresh.pop()
+        _message_ids.extend(fresh)
+        return mine
+
+
+# A storage id names one push and says nothing: 80 random bits a process, then a counter.
+_storage_prefix = os.urandom(10).hex()
+_storage_counter = itertools.count()
+
+
+def new_storage_id() -> str:
+    """A fresh identifier for one push: unique across processes, 21 characters or more."""
+    return f"{_storage_prefix}{next(_storage_counter):x}"
+
+
+def _forget_inherited_ids() -> None:
+    global _storage_prefix, _storage_counter
+    _message_ids.clear()
+    _storage_prefix = os.urandom(10).hex()
+    _storage_counter = itertools.count()
+
+
+os.register_at_fork(after_in_child=_forget_inherited_ids)

@@ -1,0 +1,200 @@
+"""The transport port: how messages are kept, handed out and settled.
+
+Everything crosses it in batches; a single send is a batch of one. An engine proves itself by the contract suite in
+``greenroom.testing.contract``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from collections.abc import Set as AbstractSet
+from typing import Any, Protocol
+
+import msgspec
+
+from ..core.verdict import Verdict
+
+#: No trip carries more than this many settlements, or this many pushes.
+MAX_TRIP = 1000
+
+
+class Envelope(msgspec.Struct, frozen=True, gc=False):
+    """What is pushed.
+
+    ``id`` is a storage id, fresh at every push and unlike the message's own id never seen twice. ``priority``: lower
+    is handed out sooner. ``due_ms``: not before this time (UNIX milliseconds), or None for at once.
+    """
+
+    queue: str
+    id: str
+    body: bytes
+    priority: int = 0
+    due_ms: int | None = None
+
+
+class Delivery(msgspec.Struct, frozen=True, gc=False):
+    """What is claimed. ``token`` is the engine's own; ``attempt`` counts claims and fences the settlement: it is never
+    the number of retries. ``crashes`` counts claims that ended with the death of a worker."""
+
+    queue: str
+    id: str
+    body: bytes
+    token: Any
+    attempt: int
+    crashes: int = 0
+    redelivered: bool = False
+
+
+class ErrorText(msgspec.Struct, frozen=True, gc=False):
+    """A failure as text: never pickled, never imported again by name. Capped where it is made."""
+
+    type: str
+    message: str
+    traceback: str = ""
+
+
+class StoreOp(msgspec.Struct, frozen=True):
+    """An operation of the ``Store`` port as a value, so that it can travel with a settlement."""
+
+    name: str
+    args: tuple[Any, ...]
+
+
+class Settlement(msgspec.Struct, frozen=True, gc=False):
+    """What becomes of a delivery.
+
+    ``retry`` replaces it (RETRY). ``due_ms`` is when it may be claimed again (RELEASE; None: at once), ``park`` a
+    limiter key whose next free slot wakes it instead. ``push`` and ``writes`` are applied with the verdict: all or
+    nothing where the engine is transactional, else before it. ``error`` is kept with a dead letter, and in the
+    history of a retry.
+    """
+
+    delivery: Delivery
+    verdict: Verdict
+    retry: Envelope | None = None
+    due_ms: int | None = None
+    park: str | None = None
+    push: tuple[Envelope, ...] = ()
+    writes: tuple[StoreOp, ...] = ()
+    error: ErrorText | None = None
+
+
+class Exchange(msgspec.Struct, frozen=True):
+    """What one trip brought.
+
+    ``settled`` may name settlements of an earlier trip; until then their caller holds them. ``lost``: no longer ours,
+    nothing was changed. ``refused``: could never be applied, with the reason; the rest went through. ``more``: queues
+    were not emptied.
+    """
+
+    deliveries: Sequence[Delivery] = ()
+    settled: Sequence[Settlement] = ()
+    lost: Sequence[Settlement] = ()
+    refused: Sequence[tuple[Settlement, Exception]] = ()
+    more: bool = False
+
+
+class Features(msgspec.Struct, frozen=True):
+    """What an engine can do: declared, never sniffed."""
+
+    delay: bool = True
+    priority: bool = True
+    lease: bool = True
+    transactional: bool = False
+    wakes: bool = False
+    counts_crashes: bool = False
+    counts_delayed: bool = True
+    pause: bool = False
+    max_body: int | None = None
+
+
+class Counts(msgspec.Struct, frozen=True):
+    """How many messages of a queue are ready, delayed, claimed and dead."""
+
+    ready: int = 0
+    delayed: int = 0
+    claimed: int = 0
+    dead: int = 0
+
+
+class DeadLetter(msgspec.Struct, frozen=True):
+    """A message that is not tried again, and why. ``died_ms`` is UNIX milliseconds."""
+
+    queue: str
+    id: str
+    body: bytes
+    error: ErrorText | None
+    attempt: int
+    crashes: int
+    died_ms: int
+
+
+class Consumer(Protocol):
+    """One owner of claimed messages. Owned by the pump's thread; only ``wake`` and ``extend`` may be called by others."""
+
+    def subscribe(self, queues: Collection[str]) -> None:
+        """Adds queues to claim from, at any time; ends a pause of theirs."""
+
+    def pause(self, queues: Collection[str]) -> None:
+        """Stops claiming from these queues."""
+
+    def exchange(
+        self, settle: Sequence[Settlement], limit: int, skip: AbstractSet[str] = frozenset()
+    ) -> Exchange:
+        """One trip: settles, promotes what is due, claims up to ``limit`` from the queues not in ``skip``.
+
+        Idempotent: a trip whose answer was lost is repeated as it was. What this owner has already applied answers
+        ``settled``. At most ``MAX_TRIP`` settlements and as many pushes.
+
+        Raises:
+          BrokerError: Nothing was applied, or it is not known; the same trip may be made again.
+        """
+
+    def wait(self, timeout_s: float) -> None:
+        """Returns when something may be ready, at the next due time, after ``wake`` or after ``timeout_s``."""
+
+    def wake(self) -> None:
+        """Any thread, signal-safe: ends a wait, or the next one if none is going on."""
+
+    def extend(self) -> None:
+        """The heartbeat, from its own thread and connection: renews this owner's lease as a whole."""
+
+    def close(self) -> None:
+        """Gives back what was claimed and not settled, and ends the owner."""
+
+
+class Transport(Protocol):
+    """Where messages are kept. Thread-safe and fork-safe."""
+
+    @property
+    def features(self) -> Features:
+        """What this engine can do."""
+
+    def declare(self, queues: Collection[str]) -> None:
+        """Makes queues known; may do nothing."""
+
+    def push(self, batch: Sequence[Envelope]) -> None:
+        """Returns once the batch is durably accepted; all or nothing where the engine can.
+
+        Raises:
+          BrokerError: It was not accepted, or (``BrokerTimeout``) it is not known.
+        """
+
+    def consumer(self, owner: str) -> Consumer:
+        """A new consumer; ``owner`` is a name for people, the engine adds what makes it unique."""
+
+    def close(self) -> None:
+        """Closes what this process opened. Using the transport again opens it again."""
+
+
+class Admin(Protocol):
+    """Optional: looking in and tidying up, for the command line, ``flush`` and ``join``."""
+
+    def counts(self, queues: Collection[str] | None = None) -> dict[str, Counts]:
+        """Messages by queue; all queues that hold any, and those named, if ``queues`` is None."""
+
+    def purge(self, queue: str, *, dead: bool = False) -> int:
+        """Deletes what is ready or delayed, or else what is dead; returns how many."""
+
+    def dead(self, queue: str | None = None, *, limit: int = 100) -> list[DeadLetter]:
+        """Dead letters, newest first."""

@@ -1,0 +1,1 @@
+"""The runtime: the pump, the executors, and the processes around them."""

@@ -1,0 +1,150 @@
+"""One message through a worker, as steps: begin, (call), finish. Only the call exists twice, for threads and the loop.
+
+Whatever a step meets, the run leaves it with a settlement: nothing that a message does can keep it from being settled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from ..core.failure import message_of, traceback_of, type_name
+from ..core.run import Run
+from ..core.verdict import Verdict
+from ..errors import MiddlewareError, RateLimitExceeded, Retry, SkipMessage
+from ..logging import get_logger
+from ..ports.transport import ErrorText, Settlement
+
+logger = get_logger("greenroom.worker", "WorkerThread")
+
+
+class Steps:
+    """The steps, compiled for the hooks that a broker has now. Immutable; used by any thread."""
+
+    __slots__ = ("_after", "_after_skip", "_before", "_before_ack", "_broker", "hooks", "wrap")
+
+    def __init__(self, broker: Any) -> None:
+        self._broker = broker
+        self.hooks = hooks = broker.hooks
+        self._before = hooks.before_process_message
+        self._after = hooks.after_process_message
+        self._after_skip = hooks.after_skip_message
+        self._before_ack = hooks.before_ack
+        self.wrap = hooks.wrap
+
+    def begin(self, run: Run) -> bool:
+        """Runs ``before_process_message``; False if the actor is not to be called."""
+        broker = self._broker
+        try:
+            for hook in self._before:
+                try:
+                    hook(broker, run)
+                except MiddlewareError:
+                    raise
+                except Exception:
+                    broker._hook_failed("before", "process_message", hook)
+        except SkipMessage as e:
+            logger.debug("Message %s was skipped: %s", run.message_id, e)
+            if run.failed:
+                run.error = ErrorText(type_name(e), message_of(e))
+            broker.emit_after("skip_message", run)
+            return False
+        except BaseException as e:
+            self.finish(run, None, e)
+            return False
+        return True
+
+    def call(self, run: Run) -> Any:
+        """Calls a sync actor, inside the onion if there is one."""
+        if not self.wrap:
+            return run.actor.run(*run.args, **run.kwargs)
+        return self._wrapped(run, 0)
+
+    def _wrapped(self, run: Run, layer: int) -> Any:
+        if layer == len(self.wrap):
+            return run.actor.run(*run.args, **run.kwargs)
+        return self.wrap[layer](self._broker, run, lambda: self._wrapped(run, layer + 1))
+
+    def finish(self, run: Run, result: Any, exception: BaseException | None) -> None:
+        """Runs ``after_process_message``, in reverse, with what the actor returned or raised."""
+        broker = self._broker
+        if exception is not None:
+            run.stuff_exception(exception)
+            _log_failure(run, exception)
+        for hook in self._after:
+            try:
+                hook(broker, run, result=result, exception=exception)
+            except Exception:
+                broker._hook_failed("after", "process_message", hook)
+
+    def settle(self, run: Run) -> Settlement:
+        """What becomes of the message, by what the hooks left on its proxy."""
+        if run.failed:
+            return self._bury(run)
+        if run.retry_delay_ms is not None:
+            return self._retry(run)
+        if self._before_ack:
+            self._broker.emit_before("ack", run)
+        return Settlement(run.delivery, Verdict.ACK)
+
+    def _bury(self, run: Run) -> Settlement:
+        self._emit_before("nack", run)
+        return Settlement(run.delivery, Verdict.DEAD, error=run.error or _error_text(run._exception))
+
+    def _retry(self, run: Run) -> Settlement:
+        """A retry replaces the message in one settlement. If a hook vetoes it, or it cannot be encoded any more, the
+        message is dead-lettered with that as its reason."""
+        broker = self._broker
+        delay_ms: int = run.retry_delay_ms or 0
+        message = run._message.copy(options={**run.options, "eta": broker.clock.now_ms() + delay_ms})
+        try:
+            broker.emit_before("enqueue", message, delay_ms)
+            broker.emit_before("delay_message", message)
+            envelope = broker.envelope(message)
+        except Exception as e:
+            logger.error("The retry of message %s was refused: %s", run.message_id, message_of(e))
+            run.fail()
+            run.error = _error_text(e)
+            return self._bury(run)
+        self._emit_before("ack", run)
+        return Settlement(run.delivery, Verdict.RETRY, retry=envelope, error=_error_text(run._exception))
+
+    def _emit_before(self, signal: str, run: Run) -> None:
+        try:
+            self._broker.emit_before(signal, run)
+        except MiddlewareError as e:  # there is nothing left to veto: what happened has happened
+            logger.warning("before_%s of message %s raised %s: %s", signal, run.message_id, type_name(e), message_of(e))
+
+
+def run_sync(steps: Steps, run: Run, clock: Callable[[], float]) -> None:
+    """Takes a sync actor's message through all steps; leaves the settlement on the run."""
+    if steps.begin(run):
+        slot = run.slot
+        result, exception = None, None
+        started_s = clock()
+        try:
+            result = steps.call(run)
+        except BaseException as e:
+            exception = e
+        slot.busy_s += clock() - started_s
+        slot.runs += 1
+        steps.finish(run, result, exception)
+        exception = None  # or its traceback would keep this frame, and all that it refers to, in a cycle
+    run.settlement = steps.settle(run)
+    run._exception = None
+
+
+def _error_text(exception: BaseException | None) -> ErrorText | None:
+    if exception is None:
+        return None
+    return ErrorText(type_name(exception), message_of(exception), traceback_of(exception))
+
+
+def _log_failure(run: Run, exception: BaseException) -> None:
+    throws = run.options.get("throws") or run.actor.options.get("throws")
+    if isinstance(exception, RateLimitExceeded):
+        logger.debug("Rate limit exceeded in message %s: %s.", run, exception)
+    elif throws and isinstance(exception, throws):
+        logger.info("Failed to process message %s with expected exception %s.", run, type_name(exception))
+    elif not isinstance(exception, Retry):
+        logger.error("Failed to process message %s with unhandled exception.", run, exc_info=exception)
