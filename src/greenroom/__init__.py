@@ -15,7 +15,7 @@ __version__ = "0.1.0"
 
 #: Public name -> the module that holds it.
 _PUBLIC = {
-        # brokers
+    # brokers
     "Broker": "broker",
     "Consumer": "broker",
     "MessageProxy": "broker",

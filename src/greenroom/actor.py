@@ -256,4 +256,3 @@ def _actor_to_name(option: str, value: Any) -> Any:
     if isinstance(value, Actor):
         return value.actor_name
     raise TypeError(f"{option} value must be an Actor")
-

@@ -21,10 +21,12 @@ def compute_backoff(
     return attempts + 1, backoff
 
 
-def full_jitter_s(attempt: int, *, base_s: float = 0.25, cap_s: float = 15.0, rng: random.Random | None = None) -> float:
+def full_jitter_s(
+    attempt: int, *, base_s: float = 0.25, cap_s: float = 15.0, rng: random.Random | None = None
+) -> float:
     """Seconds to wait before reconnect ``attempt`` (0 is the first): uniform in (0, min(cap, base * 2**attempt)).
 
     Full jitter keeps a fleet from reconnecting in step (AWS Architecture Blog, "Exponential Backoff And Jitter").
     """
-    ceiling = min(cap_s, base_s * 2 ** min(attempt, 32))
+    ceiling = min(cap_s, base_s * 2.0 ** min(attempt, 32))
     return (rng.random() if rng else random.random()) * ceiling

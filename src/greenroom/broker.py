@@ -159,7 +159,7 @@ class Broker:
             )
         if before or after:
             wanted = before or after
-            for index, present in enumerate(self._middleware):
+            for index, present in enumerate(self._middleware):  # noqa: B007  # used below
                 if wanted is not None and isinstance(present, wanted):
                     break
             else:
@@ -185,7 +185,7 @@ class Broker:
                 hook(self, *args, **kwargs)
             except MiddlewareError:
                 raise
-            except Exception:
+            except Exception:  # noqa: BLE001  # a broken hook must not stop the others
                 self._hook_failed("before", signal, hook)
 
     def emit_after(self, signal: str, *args: Any, **kwargs: Any) -> None:
@@ -193,7 +193,7 @@ class Broker:
         for hook in self.hooks.get(f"after_{signal}"):
             try:
                 hook(self, *args, **kwargs)
-            except Exception:
+            except Exception:  # noqa: BLE001  # a broken hook must not stop the others
                 self._hook_failed("after", signal, hook)
 
     def _hook_failed(self, when: str, signal: str, hook: Callable[..., Any]) -> None:

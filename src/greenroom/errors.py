@@ -61,9 +61,7 @@ class DecodeError(GreenroomError):
 class InvalidMessage(DecodeError):
     """Raised when bytes are valid JSON but not a valid message; ``field`` names the part at fault."""
 
-    def __init__(
-        self, message: str, data: bytes, error: BaseException | None = None, *, field: str = ""
-    ) -> None:
+    def __init__(self, message: str, data: bytes, error: BaseException | None = None, *, field: str = "") -> None:
         super().__init__(message, data, error)
         self.field = field
 
@@ -190,8 +188,7 @@ class Interrupt(BaseException):
 def __getattr__(name: str) -> object:
     if name == "ConnectionError":
         warnings.warn(
-            "errors.ConnectionError is deprecated, use errors.BrokerConnectionError. "
-            "The old name is removed in 3.0.",
+            "errors.ConnectionError is deprecated, use errors.BrokerConnectionError. The old name is removed in 3.0.",
             DeprecationWarning,
             stacklevel=2,
         )

@@ -33,9 +33,7 @@ def check_actor_name(name: str) -> str:
 
 def _check_length(kind: str, name: str) -> str:
     if len(name) > MAX_NAME_LENGTH:
-        raise ValueError(
-            f"Invalid {kind} name {name[:40]!r}...: {len(name)} characters, at most {MAX_NAME_LENGTH}."
-        )
+        raise ValueError(f"Invalid {kind} name {name[:40]!r}...: {len(name)} characters, at most {MAX_NAME_LENGTH}.")
     return name
 
 
@@ -68,9 +66,9 @@ def new_message_id() -> str:
         return _message_ids.pop()
     except IndexError:
         digits = os.urandom(16 * _POOL_SIZE).hex()
-        fresh = [
-            f"{digits[i : i + 8]}-{digits[i + 8 : i + 12]}-4{digits[i + 13 : i + 16]}-"
-            f"{'89ab'[int(digits[i + 16], 16) & 3]}{digits[i + 17 : i + 20]}-{digits[i + 20 : i + 32]}"
+        fresh = [  # version 4, variant 10xx with its two free bits at 10: 120 random bits
+            f"{digits[i : i + 8]}-{digits[i + 8 : i + 12]}-4{digits[i + 12 : i + 15]}-"
+            f"a{digits[i + 15 : i + 18]}-{digits[i + 18 : i + 30]}"
             for i in range(0, 32 * _POOL_SIZE, 32)
         ]
         mine = fresh.pop()

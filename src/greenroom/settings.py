@@ -33,7 +33,7 @@ _KNOWN_VARIABLES = (*_MACHINERY, *(f"greenroom_{name}" for name in (*_NUMBERS, *
 
 
 def getenv(name: str) -> str | None:
-    """The variable ``name``; for ``dramatiq_x`` (any case) ``greenroom_x`` is looked at first. Empty counts as unset."""
+    """The variable ``name``; for ``dramatiq_x`` (any case) ``greenroom_x`` is looked at first. Empty is unset."""
     for candidate in _aliases(name):
         value = os.environ.get(candidate)
         if value:

@@ -44,9 +44,7 @@ class SqliteBroker(EngineBroker):
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         self.transport = SqliteTransport(path, durable=durable, mode=mode, clock=clock)
-        super().__init__(
-            middleware, max_message_bytes=max_message_bytes, strict_options=strict_options, clock=clock
-        )
+        super().__init__(middleware, max_message_bytes=max_message_bytes, strict_options=strict_options, clock=clock)
 
     @classmethod
     def from_url(cls, url: str, **kwargs: Any) -> SqliteBroker:
@@ -67,7 +65,8 @@ class SqliteBroker(EngineBroker):
     @property
     def path(self) -> Path:
         """The absolute path of the file."""
-        return self.transport.path
+        path: Path = self.transport.path
+        return path
 
     def __repr__(self) -> str:
         return f"SqliteBroker({str(self.transport.path)!r})"

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from ..runtime.exit_codes import ExitCode
 from . import worker
 from .parsing import tell
 
-COMMANDS = {"worker": worker}
+#: The subcommands: what runs them, and what the help says.
+COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {"worker": (worker.run, worker.HELP)}
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -28,16 +29,17 @@ def main(words: Sequence[str] | None = None) -> int:
         return ExitCode.OK if words else ExitCode.USAGE
     try:
         if words[0] in COMMANDS:
-            return COMMANDS[words[0]].run(words[1:])
+            run, _text = COMMANDS[words[0]]
+            return run(words[1:])
         return worker.run(words, commands=COMMANDS)
-    except Exception as e:
+    except Exception as e:  # noqa: BLE001  # the last line of defence gives the exit code
         traceback.print_exc()
         tell([f"internal error: {type(e).__name__}: {e}"])
         return ExitCode.INTERNAL
 
 
 def _help() -> str:
-    commands = "\n".join(f"  {name:<12}{command.HELP}" for name, command in COMMANDS.items())
+    commands = "\n".join(f"  {name:<12}{text}" for name, (_run, text) in COMMANDS.items())
     return f"""\
 usage: greenroom COMMAND ...
        greenroom MODULE[:BROKER] ...    short for: greenroom worker MODULE[:BROKER] ...

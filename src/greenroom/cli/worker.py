@@ -7,9 +7,11 @@ import sys
 from collections.abc import Iterable, Sequence
 
 from .. import __version__
+from ..runtime.application import load_broker
 from ..runtime.exit_codes import ExitCode
-from ..runtime.processes import WorkersFailed, run_workers
+from ..runtime.processes import WorkersFailed, run_processes
 from ..settings import Settings, SettingsError
+from ..worker import Worker
 from .parsing import Parser, tell
 
 HELP = "run worker processes for the actors of a program"
@@ -24,7 +26,7 @@ def run(words: Sequence[str], *, commands: Iterable[str] = ()) -> int:
     """
     try:
         settings = Settings.load(vars(_parser().parse_intermixed_args(words)))
-        return run_workers(settings, program=f"Greenroom {__version__}")
+        return run_processes(settings, make_worker, program=f"Greenroom {__version__}")
     except SettingsError as e:
         tell(e.errors)
         return ExitCode.USAGE
@@ -34,6 +36,22 @@ def run(words: Sequence[str], *, commands: Iterable[str] = ()) -> int:
         near = difflib.get_close_matches(failure.missing_module, list(commands), n=1)
         tell([failure.line + (f"; did you mean the command {near[0]!r}?" if near else "")])
         return failure.code
+
+
+def make_worker(settings: Settings) -> Worker:
+    """The worker of a process, not started yet. Imports the user's modules and runs the hooks of a process's boot.
+
+    Raises:
+      ApplicationError: If the modules or the broker cannot be loaded.
+    """
+    broker = load_broker(settings.modules, settings.path)
+    broker.emit_after("process_boot")
+    return Worker(
+        broker,
+        queues=settings.queues,
+        worker_timeout=settings.worker_timeout_ms,
+        worker_threads=settings.threads,
+    )
 
 
 def _parser() -> Parser:

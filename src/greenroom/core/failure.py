@@ -20,7 +20,7 @@ def message_of(exception: BaseException, limit: int = MAX_MESSAGE) -> str:
     try:
         text = str(exception)
         return text if len(text) <= limit else text[: limit - 3] + "..."
-    except Exception as e:
+    except Exception as e:  # noqa: BLE001  # an exception whose own methods raise must still be reported
         return f"<unprintable: {type(e).__name__}>"
 
 
@@ -28,6 +28,6 @@ def traceback_of(exception: BaseException, limit: int = MAX_TRACEBACK) -> str:
     """The traceback as text; of a long one the end, where the cause is."""
     try:
         text = "".join(traceback.format_exception(exception, limit=TRACEBACK_LIMIT))
-    except Exception as e:  # an exception whose own methods raise must still be reported
+    except Exception as e:  # noqa: BLE001  # see message_of
         return f"{type_name(exception)}: <traceback unavailable: {type(e).__name__}>\n"
     return text if len(text) <= limit else "..." + text[3 - limit :]

@@ -38,8 +38,13 @@ def check_priority(priority: Any) -> int:
     return priority
 
 
-def delay_to_ms(delay: int | float | timedelta | None) -> int | None:
-    """A delay in milliseconds, or None. Raises ``ValueError`` for negative or absurd ones, ``TypeError`` for other types."""
+def delay_to_ms(delay: float | timedelta | None) -> int | None:
+    """A delay in milliseconds, or None.
+
+    Raises:
+      ValueError: For negative and absurd ones.
+      TypeError: For other types.
+    """
     if delay is None:
         return None
     if isinstance(delay, timedelta):

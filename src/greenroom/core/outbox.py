@@ -6,7 +6,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-_NOT_WAITING = 1 << 62
+#: What ``ring_at`` is while the pump is awake.
+NOT_WAITING = 1 << 62
 
 
 class Outbox:
@@ -23,7 +24,7 @@ class Outbox:
         self.append = self.items.append
         self._ring = ring
         #: How many finished runs wake the pump; huge while it does not wait.
-        self.ring_at = _NOT_WAITING
+        self.ring_at = NOT_WAITING
 
     def announce(self, ring_at: int) -> None:
         """Pump: says that it is about to wait for that many runs."""
@@ -31,13 +32,13 @@ class Outbox:
 
     def withdraw(self) -> None:
         """Pump: says that it is awake."""
-        self.ring_at = _NOT_WAITING
+        self.ring_at = NOT_WAITING
 
     def tell(self, idle: bool) -> None:
         """Executor, after an append: wakes the pump if it waits for so many, or if there is nothing else to do."""
         ring_at = self.ring_at
-        if ring_at != _NOT_WAITING and (idle or len(self.items) >= ring_at):
-            self.ring_at = _NOT_WAITING
+        if ring_at != NOT_WAITING and (idle or len(self.items) >= ring_at):
+            self.ring_at = NOT_WAITING
             self._ring()
 
     def take(self, limit: int) -> list[Any]:

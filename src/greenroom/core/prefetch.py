@@ -13,9 +13,7 @@ MAX_HELD = 1000
 MAX_HELD_BYTES = 64 * 1024 * 1024
 
 
-def hold_target(
-    previous: int, *, slots: int, mean_run_s: float, mean_body: float, cap: int = MAX_HELD
-) -> int:
+def hold_target(previous: int, *, slots: int, mean_run_s: float, mean_body: float, cap: int = MAX_HELD) -> int:
     """How many messages the process should hold, given the mean run time and body size of late.
 
     The mean is wall time, which grows when threads contend; batches would shrink and contention grow. So the target

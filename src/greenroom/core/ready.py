@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
-from queue import SimpleQueue
+from collections.abc import Sequence
+from queue import Empty, SimpleQueue
 from typing import Any
 
 _STOP = object()
@@ -26,15 +26,15 @@ class ReadyRuns:
         self._by_priority: dict[int, deque[Any]] = {}
         self._buckets: tuple[deque[Any], ...] = ()  # replaced as a whole, by the pump only
 
-    def push(self, runs: Iterable[Any], priority: int) -> None:
+    def push(self, runs: Sequence[Any], priority: int) -> None:
         """Pump only: adds runs of one priority, in their order."""
         bucket = self._by_priority.get(priority)
         if bucket is None:
             bucket = self._by_priority[priority] = deque()
             self._buckets = tuple(self._by_priority[p] for p in sorted(self._by_priority))
+        bucket.extend(runs)
         put = self._tokens.put
-        for run in runs:
-            bucket.append(run)
+        for _ in runs:
             put(None)
 
     def pop(self) -> Any:
@@ -54,7 +54,7 @@ class ReadyRuns:
         while not self._tokens.empty():
             try:
                 token = self._tokens.get_nowait()
-            except Exception:  # queue.Empty: another thread was faster
+            except Empty:  # another thread was faster
                 break
             if token is _STOP:
                 self._tokens.put(token)

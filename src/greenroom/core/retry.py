@@ -29,7 +29,9 @@ def is_exhausted(
     return max_retries is not None and retries >= max_retries
 
 
-def retry_delay_ms(retries: int, *, min_backoff: int, max_backoff: int, uniform: Callable[[float, float], float] = random.uniform) -> int:
+def retry_delay_ms(
+    retries: int, *, min_backoff: int, max_backoff: int, uniform: Callable[[float, float], float] = random.uniform
+) -> int:
     """Milliseconds to wait before the next attempt.
 
     ``b = min_backoff * 2**min(retries, 32) * U(1, 2)``; if that exceeds ``max_backoff`` (itself at most seven days),

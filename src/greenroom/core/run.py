@@ -92,5 +92,5 @@ class Run(MessageProxy):
         self.slot: Any = None
 
     def plan_retry(self, delay_ms: int) -> None:
-        """Decides that this message, with its options as they are after the last hook, runs again after ``delay_ms``."""
+        """Decides that this message, with its options as after the last hook, runs again after ``delay_ms``."""
         self.retry_delay_ms = delay_ms

@@ -20,4 +20,4 @@ def released_until_ms(attempt: int, now_ms: int, ttl_ms: int) -> int | None:
 
 
 def _wait_ms(attempt: int) -> int:
-    return min(LONGEST_WAIT_MS, FIRST_WAIT_MS * 2 ** min(attempt - 1, 10))
+    return min(LONGEST_WAIT_MS, FIRST_WAIT_MS << min(attempt - 1, 10))

@@ -27,7 +27,7 @@ class Pipelines(Middleware):
         target = message.options.get("pipe_target")
         if target is None:
             return
-        next_message = Message(**target)
+        next_message: Message[Any] = Message(**target)
         actor = broker.get_actor(next_message.actor_name)
         if not next_message.options.get("pipe_ignore", actor.options.get("pipe_ignore", False)):
             next_message = next_message.copy(args=(*next_message.args, result))

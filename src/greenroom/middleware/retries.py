@@ -114,4 +114,3 @@ class Retries(Middleware):
 def _first(*values: Any) -> Any:
     """The first that is not None."""
     return next(value for value in values if value is not None)
-

@@ -37,8 +37,9 @@ class ShutdownNotifications(Middleware):
         return self.notify_shutdown if notify is None else bool(notify)
 
     def before_process_message(self, broker: BrokerLike, message: Any) -> None:
-        if self.should_notify(broker.actors[message.actor_name], message) and message.slot is not None:
-            message.slot.notify_shutdown = True
+        slot = message.slot
+        if slot is not None and self.should_notify(broker.actors[message.actor_name], message):
+            slot.notify_shutdown = True
 
     def after_process_message(
         self, broker: BrokerLike, message: Any, *, result: Any = None, exception: BaseException | None = None

@@ -130,7 +130,7 @@ class DeadLetter(msgspec.Struct, frozen=True):
 
 
 class Consumer(Protocol):
-    """One owner of claimed messages. Owned by the pump's thread; only ``wake`` and ``extend`` may be called by others."""
+    """One owner of claimed messages. Owned by the pump's thread; others may call only ``wake`` and ``extend``."""
 
     def subscribe(self, queues: Collection[str]) -> None:
         """Adds queues to claim from, at any time; ends a pause of theirs."""
@@ -138,9 +138,7 @@ class Consumer(Protocol):
     def pause(self, queues: Collection[str]) -> None:
         """Stops claiming from these queues."""
 
-    def exchange(
-        self, settle: Sequence[Settlement], limit: int, skip: AbstractSet[str] = frozenset()
-    ) -> Exchange:
+    def exchange(self, settle: Sequence[Settlement], limit: int, skip: AbstractSet[str] = frozenset()) -> Exchange:
         """One trip: settles, promotes what is due, claims up to ``limit`` from the queues not in ``skip``.
 
         Idempotent: a trip whose answer was lost is repeated as it was. What this owner has already applied answers

@@ -109,7 +109,7 @@ def _default_broker() -> brokers.Broker:
     try:
         return brokers.get_broker()
     except (ImportError, ValueError) as e:
-        raise ApplicationError(f"the default broker cannot be made: {e}") from e
+        raise ApplicationError(f"the default broker cannot be made: {e}") from None
 
 
 def _call(doing: str, function: Callable[[], T]) -> T:

@@ -1,8 +1,8 @@
-"""A worker process: it runs the user's code, obeys its parent and never outlives it.
+"""A child process: it runs the user's code, obeys its parent and never outlives it.
 
-The life of a child: forget what belongs to the parent, load the program, start a worker, report, wait for ``TERM``,
-stop. All that goes wrong before the worker runs becomes one ``Failure`` that travels to the parent, which tells the
-user once, however many children met it.
+The life of a child: forget what belongs to the parent, make a worker, start it, report, wait for ``TERM``, stop it.
+All that goes wrong before the worker runs becomes one ``Failure`` that travels to the parent, which tells the user
+once, however many children met it.
 
 While it boots, ``TERM`` ends a child at once: nothing runs yet. Afterwards it stops gracefully. Signals of the
 terminal (``INT``, ``QUIT``, ``HUP``) are the parent's business and ignored. If the parent dies, the child dies: on
@@ -19,11 +19,12 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection
+from types import TracebackType
+from typing import Any, Protocol
 
-from ..broker import Broker
 from ..clock import SYSTEM_CLOCK
 from ..errors import (
     BrokerBusy,
@@ -37,8 +38,7 @@ from ..errors import (
 )
 from ..logging import LOG_FORMAT, get_logger, one_line
 from ..settings import Settings
-from ..worker import Worker
-from .application import ApplicationError, load_broker, user_traceback
+from .application import ApplicationError, user_traceback
 from .exit_codes import ExitCode
 
 #: Signals that the parent handles for all; a terminal sends them to the children, too.
@@ -76,6 +76,16 @@ class Failure:
     missing_module: str = ""
 
 
+class Startable(Protocol):
+    """What a child runs: a ``Worker``."""
+
+    broker: Any
+
+    def start(self) -> None: ...
+
+    def stop(self, timeout: int) -> None: ...
+
+
 @dataclass(frozen=True, slots=True)
 class ChildSpec:
     """What a child is told at birth."""
@@ -83,6 +93,8 @@ class ChildSpec:
     number: int
     settings: Settings
     parent_pid: int
+    #: Runs in the child, where it may import the user's code; a module's function, so that it can be pickled.
+    make_worker: Callable[[Settings], Startable]
 
 
 def encode_report(report: Ready | Failure) -> bytes:
@@ -117,8 +129,8 @@ def main(spec: ChildSpec, pipe: Connection, inherited: Iterable[Connection]) -> 
     logger = get_logger("greenroom", f"WorkerProcess({spec.number})")
     wake_reader, wake_writer = os.pipe()
     try:
-        worker = _boot(spec.settings, pipe, wake_writer)
-    except (Exception, SystemExit) as e:
+        worker = _boot(spec, pipe, wake_writer)
+    except (Exception, SystemExit) as e:  # noqa: BLE001  # whatever it is, the parent tells the user
         failure = explain(e)
         pipe.send_bytes(encode_report(failure))
         sys.exit(failure.code)
@@ -151,43 +163,32 @@ def set_up_logging(settings: Settings) -> None:
 def explain(error: BaseException) -> Failure:
     """What an exception at start means to the user, and to the exit code."""
     if isinstance(error, ApplicationError):
-        trace = _format(error.__cause__) if isinstance(error.__cause__, BaseException) else ""
+        cause = error.__cause__
+        trace = _format(cause, user_traceback(cause)) if cause is not None else ""
         return Failure(ExitCode.USAGE, one_line(error), trace, error.missing_module)
     if isinstance(error, _CORRUPT):
         return Failure(ExitCode.CORRUPT, one_line(error))
     if isinstance(error, _UNREACHABLE) or type(error) is BrokerError:
         return Failure(ExitCode.UNREACHABLE, one_line(error))
     line = one_line(f"the worker could not start: {type(error).__name__}: {error}")
-    return Failure(ExitCode.INTERNAL, line, _format(error))
+    return Failure(ExitCode.INTERNAL, line, _format(error, error.__traceback__))
 
 
-def _format(error: BaseException) -> str:
-    lines = traceback.format_exception(type(error), error, user_traceback(error) or error.__traceback__)
-    return "".join(lines)[-_MAX_TRACEBACK_CHARACTERS:]
+def _format(error: BaseException, trace: TracebackType | None) -> str:
+    return "".join(traceback.format_exception(type(error), error, trace))[-_MAX_TRACEBACK_CHARACTERS:]
 
 
-def _boot(settings: Settings, pipe: Connection, wake_writer: int) -> Worker:
-    broker = load_broker(settings.modules, settings.path)
-    broker.emit_after("process_boot")
+def _boot(spec: ChildSpec, pipe: Connection, wake_writer: int) -> Startable:
+    worker = spec.make_worker(spec.settings)
     threading.Thread(target=_watch_parent, args=(pipe,), name="ParentWatch", daemon=True).start()
     _stop_on_term(wake_writer)
-    worker = _make_worker(broker, settings)
     worker.start()
-    report = Ready(one_line(repr(broker)), tuple(sorted(broker.get_declared_queues())))
+    report = Ready(one_line(repr(worker.broker)), tuple(sorted(worker.broker.get_declared_queues())))
     pipe.send_bytes(encode_report(report))
     return worker
 
 
-def _make_worker(broker: Broker, settings: Settings) -> Worker:
-    return Worker(
-        broker,
-        queues=settings.queues,
-        worker_timeout=settings.worker_timeout_ms,
-        worker_threads=settings.threads,
-    )
-
-
-def _stop(worker: Worker, settings: Settings, logger: logging.Logger) -> ExitCode:
+def _stop(worker: Startable, settings: Settings, logger: logging.Logger) -> ExitCode:
     grace_ms = settings.worker_shutdown_timeout_ms
     deadline = SYSTEM_CLOCK.monotonic() + grace_ms / 1000
     worker.stop(timeout=grace_ms)

@@ -11,7 +11,7 @@ from ..core.unknown_actor import released_until_ms
 from ..core.verdict import Verdict
 from ..errors import ActorNotFound, DecodeError
 from ..logging import get_logger, one_line
-from ..message import Message
+from ..message import Message, decode_message
 from ..ports.transport import Delivery, ErrorText, Settlement
 
 logger = get_logger("greenroom.worker", "Intake")
@@ -26,7 +26,8 @@ class Intake:
 
     def feed(self, deliveries: Sequence[Delivery]) -> list[Settlement]:
         """Hands deliveries over; returns settlements for those that cannot be run."""
-        decode, actors, decided = Message.decode, self._broker.actors, []
+        decode, actors = decode_message, self._broker.actors
+        decided: list[Settlement] = []
         by_priority: dict[int, list[Run]] = {}
         for delivery in deliveries:
             try:

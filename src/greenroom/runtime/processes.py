@@ -17,7 +17,7 @@ import multiprocessing
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import connection, resource_tracker
@@ -28,14 +28,16 @@ from types import FrameType
 from ..clock import SYSTEM_CLOCK, Clock
 from ..logging import get_logger
 from ..settings import Settings, did_you_mean
-from .child import HANDLED_SIGNALS, ChildSpec, Failure, Ready, decode_report, set_up_logging
+from .child import HANDLED_SIGNALS, ChildSpec, Failure, Ready, Startable, decode_report, set_up_logging
 from .child import main as child_main
 from .exit_codes import ExitCode
 
 #: They stop gracefully, and by force if one comes while another is obeyed. HUP only stops: systemd sends it after TERM.
 _STOP_SIGNALS = frozenset((signal.SIGTERM, signal.SIGINT, signal.SIGQUIT))
+#: The same signal within this time, in seconds, is an echo: timeout(1) and others send it to us and to our group.
+_ECHO_S = 0.05
 #: A child ends by itself when its grace is over; this much later it is killed, in seconds.
-_KILL_MARGIN_S = 1.0
+_KILL_MARGIN_S = 2.0
 
 logger = get_logger("greenroom", "MainProcess")
 
@@ -48,14 +50,17 @@ class WorkersFailed(Exception):
         self.failure = failure
 
 
-def run_workers(settings: Settings, *, program: str = "Greenroom") -> int:
-    """Runs worker processes until a signal stops them, and returns the exit code.
+def run_processes(
+    settings: Settings, make_worker: Callable[[Settings], Startable], *, program: str = "Greenroom"
+) -> int:
+    """Runs ``settings.processes`` workers until a signal stops them, and returns the exit code.
 
     Call it in the main thread of a program that has no other thread: it forks, and takes over the signal handlers
     meanwhile.
 
     Parameters:
       settings: What to run.
+      make_worker: Called in each child, where it imports the user's code. A function of a module.
       program: What the log line at the start calls it: its name and version.
 
     Raises:
@@ -67,7 +72,27 @@ def run_workers(settings: Settings, *, program: str = "Greenroom") -> int:
         line = f"the log file {settings.log_file!r} cannot be opened: {e.strerror}"
         raise WorkersFailed(Failure(ExitCode.USAGE, line)) from e
     with _signals_into_a_pipe() as signals:
-        return _WorkerProcesses(settings, signals, program).run()
+        return _Processes(settings, make_worker, signals, program).run()
+
+
+class StopSignals:
+    """Counts the signals that ask for a stop, and no echoes. Owned by the parent's main thread."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.count = 0
+        self._clock = clock
+        self._last: dict[int, float] = {}
+
+    def add(self, numbers: Iterable[int]) -> list[int]:
+        """Counts what is new among ``numbers``, and returns it."""
+        now = self._clock.monotonic()
+        fresh = []
+        for number in numbers:
+            if number in _STOP_SIGNALS and now - self._last.get(number, -_ECHO_S) >= _ECHO_S:
+                self._last[number] = now
+                fresh.append(number)
+        self.count += len(fresh)
+        return fresh
 
 
 @dataclass(slots=True, eq=False)
@@ -78,22 +103,29 @@ class _Child:
     process: ForkProcess | SpawnProcess
     pipe: Connection
     is_ready: bool = False
-    was_killed: bool = False
     pipe_ended: bool = False
 
 
-class _WorkerProcesses:
+class _Processes:
     """The children of one program. Owned by the parent's main thread."""
 
-    def __init__(self, settings: Settings, signals: int, program: str, clock: Clock = SYSTEM_CLOCK) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        make_worker: Callable[[Settings], Startable],
+        signals: int,
+        program: str,
+        clock: Clock = SYSTEM_CLOCK,
+    ) -> None:
         self._settings = settings
+        self._make_worker = make_worker
         self._signals = signals
         self._program = program
         self._clock = clock
         self._children: list[_Child] = []
         self._code = 0
         self._failure: Failure | None = None
-        self._stop_signals = 0
+        self._stop_signals = StopSignals(clock)
         self._kill_at: float | None = None
         self._is_stopping = False
 
@@ -126,7 +158,7 @@ class _WorkerProcesses:
 
     def _start_child(self, context: ForkContext | SpawnContext, number: int) -> None:
         ours, theirs = context.Pipe()
-        spec = ChildSpec(number, self._settings, os.getpid())
+        spec = ChildSpec(number, self._settings, os.getpid(), self._make_worker)
         is_fork = context.get_start_method() == "fork"
         inherited = [*(child.pipe for child in self._children), ours] if is_fork else []
         process = context.Process(target=child_main, args=(spec, theirs, inherited), name=f"WorkerProcess-{number}")
@@ -150,11 +182,9 @@ class _WorkerProcesses:
             self._kill_all()
 
     def _handle_signals(self, numbers: bytes) -> None:
-        stops = [number for number in numbers if number in _STOP_SIGNALS]
-        self._stop_signals += len(stops)
-        if self._stop_signals > 1:
-            if stops:
-                logger.warning("Killing the worker processes: a second signal came.")
+        stops = self._stop_signals.add(numbers)
+        if stops and self._stop_signals.count > 1:
+            logger.warning("Killing the worker processes: a second signal came.")
             self._kill_all()
         elif stops or signal.SIGHUP in numbers:
             self._stop(f"got {signal.Signals(stops[0] if stops else signal.SIGHUP).name}")
@@ -176,7 +206,7 @@ class _WorkerProcesses:
     def _announce(self, ready: Ready) -> None:
         settings = self._settings
         logger.info(
-            "%s runs: PID %d, %d processes, %d threads each, queues: %s, broker: %s.",
+            "%s runs: PID %d, processes: %d, threads: %d each, queues: %s, broker: %s.",
             self._program,
             os.getpid(),
             settings.processes,
@@ -205,7 +235,6 @@ class _WorkerProcesses:
         self._is_stopping = True
         self._kill_at = None
         for child in self._children:
-            child.was_killed = True
             child.process.kill()
 
     def _start_failed(self, failure: Failure) -> None:
@@ -236,7 +265,7 @@ class _WorkerProcesses:
             self._start_failed(Failure(code or ExitCode.USAGE, f"{line} before it was ready"))
             return
         self._code = code
-        logger.error("%s.", line.capitalize())
+        logger.error("The %s.", line)
         self._stop(line)
 
 

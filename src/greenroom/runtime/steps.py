@@ -41,7 +41,7 @@ class Steps:
                     hook(broker, run)
                 except MiddlewareError:
                     raise
-                except Exception:
+                except Exception:  # noqa: BLE001  # a broken hook must not stop the message
                     broker._hook_failed("before", "process_message", hook)
         except SkipMessage as e:
             logger.debug("Message %s was skipped: %s", run.message_id, e)
@@ -49,7 +49,7 @@ class Steps:
                 run.error = ErrorText(type_name(e), message_of(e))
             broker.emit_after("skip_message", run)
             return False
-        except BaseException as e:
+        except BaseException as e:  # noqa: BLE001  # an interrupt or a veto: the message failed, the thread lives on
             self.finish(run, None, e)
             return False
         return True
@@ -74,7 +74,7 @@ class Steps:
         for hook in self._after:
             try:
                 hook(broker, run, result=result, exception=exception)
-            except Exception:
+            except Exception:  # noqa: BLE001  # a broken hook must not stop the message
                 broker._hook_failed("after", "process_message", hook)
 
     def settle(self, run: Run) -> Settlement:
@@ -101,7 +101,7 @@ class Steps:
             broker.emit_before("enqueue", message, delay_ms)
             broker.emit_before("delay_message", message)
             envelope = broker.envelope(message)
-        except Exception as e:
+        except Exception as e:  # noqa: BLE001  # whatever refuses the retry, the message is buried with the reason
             logger.error("The retry of message %s was refused: %s", run.message_id, message_of(e))
             run.fail()
             run.error = _error_text(e)
@@ -124,7 +124,7 @@ def run_sync(steps: Steps, run: Run, clock: Callable[[], float]) -> None:
         started_s = clock()
         try:
             result = steps.call(run)
-        except BaseException as e:
+        except BaseException as e:  # noqa: BLE001  # user code may raise anything: it is the outcome of the run
             exception = e
         slot.busy_s += clock() - started_s
         slot.runs += 1

@@ -6,7 +6,7 @@ import threading
 import time
 from typing import Any
 
-from ..core.outbox import Outbox
+from ..core.outbox import NOT_WAITING, Outbox
 from ..core.ready import ReadyRuns
 from ..core.slot import Slot
 from ..logging import get_logger
@@ -39,12 +39,13 @@ class WorkerThread(threading.Thread):
         steps = Steps(broker)
         while (run := pop()) is not None:
             run.slot = slot
-            if steps.hooks is not broker.hooks:  # its middleware was changed
+            if steps.hooks is not broker._hooks:  # its middleware was changed
                 steps = Steps(broker)
             run_sync(steps, run, clock)
             append(run)
             run = None
-            tell(empty())
+            if outbox.ring_at < NOT_WAITING:
+                tell(empty())
 
 
 class ThreadExecutor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 
 #: Where a manual clock starts: an arbitrary moment, the same in every run (14 November 2023, 22:13:20 UTC).
@@ -32,7 +33,7 @@ class ManualClock:
 
     def sleep(self, seconds: float) -> None:
         """Moves the clock on by ``seconds``, rounded up to a millisecond."""
-        self.advance_ms(-int(-seconds * 1000 // 1))
+        self.advance_ms(math.ceil(seconds * 1000))
 
     def advance_ms(self, ms: int) -> None:
         """Moves the clock on.

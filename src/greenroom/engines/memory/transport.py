@@ -184,9 +184,7 @@ class MemoryTransport:
         if limit is not None and size > limit:
             raise MessageTooLarge(f"The body has {size} bytes; at most {limit} are allowed.", size=size, limit=limit)
 
-    def _add(
-        self, envelope: Envelope, now_ms: int, crashes: int = 0, history: tuple[ErrorText, ...] = ()
-    ) -> None:
+    def _add(self, envelope: Envelope, now_ms: int, crashes: int = 0, history: tuple[ErrorText, ...] = ()) -> None:
         kept = _Kept(envelope, next(self._numbers), crashes, history)
         self._queue(envelope.queue).place(kept, envelope.due_ms, now_ms)
 
@@ -283,24 +281,20 @@ class MemoryTransport:
 
 
 class MemoryConsumer:
-    """A ``Consumer`` of a ``MemoryTransport``. Owned by the pump's thread; any thread may call ``wake``.
-
-    A wait ends for news only: what a trip has already told of (``Exchange.more``) does not end it again, so that a
-    caller without room does not spin.
-    """
+    """A ``Consumer`` of a ``MemoryTransport``. Owned by the pump's thread; any thread may call ``wake``."""
 
     def __init__(self, transport: MemoryTransport, owner: str) -> None:
         self.owner = owner
         self._transport = transport
         self._subscribed: dict[str, None] = {}  # a dict, for its order
         self._paused: set[str] = set()
-        self._open: frozenset[str] = frozenset()  # what the last trip could claim from: only these have news for it
-        self._looked_ms = 0
+        self._open: frozenset[str] = frozenset()  # what the last trip could claim from: only these end a wait
         # What the last two trips settled, so that a repeated one is recognised: sets of (number, attempt).
         self._applied: deque[set[tuple[Any, int]]] = deque(([set()]), maxlen=2)
         self._closed = False
         # A wait ends when a flag is set. Flags are set before the bell rings and looked at after it rang, so none is
-        # missed; SimpleQueue.put may interrupt itself, which makes `wake` safe in a signal handler.
+        # missed; SimpleQueue.put may interrupt itself, which makes `wake` safe in a signal handler. What came before
+        # a wait is found by its first look, so only `wake` has to be remembered.
         self._woken = False
         self._news = False
         self._bell: SimpleQueue[None] = SimpleQueue()
@@ -311,7 +305,6 @@ class MemoryConsumer:
             self._subscribed.update(dict.fromkeys(queues))
             self._paused.difference_update(queues)
             self._open = self._open.union(queues)
-            self._announce()
 
     def pause(self, queues: Collection[str]) -> None:
         with self._transport._lock.get():
@@ -325,8 +318,7 @@ class MemoryConsumer:
         transport = self._transport
         with transport._lock.get():
             self._check_open()
-            self._news = False
-            self._looked_ms = now_ms = transport._clock.now_ms()
+            now_ms = transport._clock.now_ms()
             settled, lost, refused = self._settle_all(settle, now_ms)
             self._open = frozenset(self._subscribed).difference(self._paused, skip)
             queues = [transport._queue(name) for name in self._subscribed if name in self._open]
@@ -341,14 +333,15 @@ class MemoryConsumer:
         clock = self._transport._clock
         with self._transport._lock.get():
             self._check_open()
-            wait_s = min(timeout_s, self._due_in_s())
+            self._news = False
+            wait_s = min(timeout_s, self._ready_in_s())
         deadline = clock.monotonic() + wait_s
         while not (self._woken or self._news):
             try:
                 self._bell.get(timeout=max(0.0, deadline - clock.monotonic()))
             except Empty:
                 break
-        self._woken = self._news = False
+        self._woken = False
 
     def wake(self) -> None:
         self._woken = True
@@ -380,10 +373,14 @@ class MemoryConsumer:
             raise ConnectionClosed(f"The consumer {self.owner!r} is closed.")
 
     def _has_applied(self, key: tuple[Any, int]) -> bool:
-        return any(key in applied for applied in self._applied)
+        """True if this or the last trip settled ``key``, which is then remembered for the next one."""
+        if not any(key in applied for applied in self._applied):
+            return False
+        self._applied[-1].add(key)
+        return True
 
     def _announce(self) -> None:
-        """Under the lock: something came that the last trip has not seen."""
+        """Under the lock: something came that a wait that is going on has not seen."""
         self._news = True
         self._ring()
 
@@ -410,11 +407,12 @@ class MemoryConsumer:
         self._transport._tell(touched, but=self)
         return settled, lost, refused
 
-    def _due_in_s(self) -> float:
-        """Under the lock: seconds until a delayed message becomes due. What was due at the last trip was told then."""
-        queues = self._transport._queues
-        heads = [queues[name].delayed[0][0] for name in self._open if name in queues and queues[name].delayed]
-        due_ms = min((due for due in heads if due > self._looked_ms), default=math.inf)
+    def _ready_in_s(self) -> float:
+        """Under the lock: seconds until something is ready, 0 if something is."""
+        queues = [self._transport._queues[name] for name in self._open if name in self._transport._queues]
+        if any(queue.ready for queue in queues):
+            return 0.0
+        due_ms = min((queue.delayed[0][0] for queue in queues if queue.delayed), default=math.inf)
         return max(0.0, (due_ms - self._transport._clock.now_ms()) / 1000)
 
 

@@ -60,7 +60,8 @@ class Database:
     def __init__(self, path: Path, *, durable: bool, mode: int) -> None:
         if sqlite3.sqlite_version_info < MIN_SQLITE:
             raise ConnectionFailed(
-                f"SQLite {sqlite3.sqlite_version} is too old: Greenroom needs {'.'.join(map(str, MIN_SQLITE))} or newer."
+                f"SQLite {sqlite3.sqlite_version} is too old: "
+                f"Greenroom needs {'.'.join(map(str, MIN_SQLITE))} or newer."
             )
         self.path = path
         self.created = False
@@ -241,7 +242,9 @@ class Database:
                     supported=SCHEMA_VERSION,
                 )
             if connection.execute("select count(*) from sqlite_master").fetchone()[0]:
-                raise BrokerCorrupt(f"{self.path} is a SQLite database, but not a Greenroom queue.", path=str(self.path))
+                raise BrokerCorrupt(
+                    f"{self.path} is a SQLite database, but not a Greenroom queue.", path=str(self.path)
+                )
             for statement in _statements(files(__package__).joinpath("schema.sql").read_text("utf-8")):
                 connection.execute(statement)
             connection.execute(f"pragma application_id = {APPLICATION_ID}")

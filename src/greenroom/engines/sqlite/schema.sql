@@ -1,24 +1,24 @@
 -- Version 1. One row a message that is not dead; `state` says where it is in its life:
---   0 ready, 1 delayed until due_ms, 2 claimed by `owner` in its trip `claim`.
--- `seq` is the order of arrival. It may be used again after its row is gone, so a settlement is fenced by
--- (seq, owner, claim): owners are never numbered twice and count their trips.
+--   2 ready, 3 delayed until due_ms, 4 claimed under `lease`.
+-- `seq` is the order of arrival. It may be used again after its row is gone, so a settlement is fenced by (seq, lease):
+-- a lease is an owner's number and the number of its trip, and neither is ever used twice.
+-- States, and leases held or free, are stored in the same number of bytes: a claim then rewrites a row in place.
 create table message (
     seq      integer primary key,
     id       text    not null,
     queue    text    not null,
     priority integer not null,
     state    integer not null,
+    lease    integer not null default 4611686018427387904,
     due_ms   integer,
-    owner    integer,
-    claim    integer,
     attempt  integer not null default 0,
     crashes  integer not null default 0,
     history  text,
     body     blob    not null
 );
-create index message_ready   on message (queue, priority, seq) where state = 0;
-create index message_delayed on message (due_ms) where state = 1;
-create index message_claimed on message (owner) where state = 2;
+create index message_ready   on message (queue, priority, seq) where state = 2;
+create index message_delayed on message (due_ms) where state = 3;
+create index message_claimed on message (lease) where state = 4;
 
 create table dead (
     seq             integer primary key,

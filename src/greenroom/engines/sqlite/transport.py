@@ -12,10 +12,8 @@ from ...forksafe import PerProcess
 from ...logging import get_logger
 from ...ports.transport import Counts, DeadLetter, Envelope, ErrorText, Features
 from .consumer import SqliteConsumer
-from .database import Database
-from .liveness import LockFile, close_lock_file, open_lock_file
-from .rows import INSERT_ONE, insert, ring, row_of
-from .wake import WakeFolder
+from .rows import INSERT_ONE, READY, insert, ring, row_of
+from .share import ProcessShare
 
 #: SQLite keeps nothing larger than 1 GB in a row; ours is the tighter bound.
 MAX_BODY_BYTES = 512 * 1024 * 1024
@@ -45,9 +43,7 @@ class SqliteTransport:
     ) -> None:
         self.path = Path(path).absolute()
         self.clock = clock
-        self.features = Features(
-            lease=False, transactional=True, wakes=True, max_body=max_body
-        )
+        self.features = Features(lease=False, transactional=True, wakes=True, max_body=max_body)
         self._max_body = max_body
         self._durable = durable
         self._mode = mode
@@ -59,11 +55,6 @@ class SqliteTransport:
         share = ProcessShare(self.path, durable=self._durable, mode=self._mode)
         logger.info("Messages are kept in %s.", self.path)
         return share
-
-    @property
-    def share(self) -> ProcessShare:
-        """What this process has open of the file."""
-        return self._process.get()
 
     def declare(self, queues: Collection[str]) -> None:
         """Nothing to do: a queue is a value in a column."""
@@ -88,7 +79,7 @@ class SqliteTransport:
 
     def consumer(self, owner: str) -> SqliteConsumer:
         """A new owner of claims. Registers it in the file."""
-        return SqliteConsumer(self, owner)
+        return SqliteConsumer(self._process.get(), owner, clock=self.clock, max_body=self._max_body)
 
     def close(self) -> None:
         """Closes what this process has open. The next use opens it again."""
@@ -104,26 +95,27 @@ class SqliteTransport:
         found: dict[str, list[int]] = {queue: [0, 0, 0, 0] for queue in queues or ()}
 
         def read(connection: Any) -> list[Any]:
+            # The states are numbered from READY; the dead, in a table of their own, follow as one more.
             if queues is None:
                 live = connection.execute("select queue, state, count(*) from message group by queue, state").fetchall()
-                dead = connection.execute("select queue, 3, count(*) from dead group by queue").fetchall()
+                dead = connection.execute("select queue, 5, count(*) from dead group by queue").fetchall()
                 return [*live, *dead]
             rows: list[Any] = []
             for queue in queues:
                 rows += connection.execute(
                     "select queue, state, count(*) from message where queue = ? group by state", (queue,)
                 ).fetchall()
-                rows += connection.execute("select ?1, 3, count(*) from dead where queue = ?1", (queue,)).fetchall()
+                rows += connection.execute("select ?1, 5, count(*) from dead where queue = ?1", (queue,)).fetchall()
             return rows
 
         for queue, state, count in database.run(read):
-            found.setdefault(queue, [0, 0, 0, 0])[state] = count
+            found.setdefault(queue, [0, 0, 0, 0])[state - READY] = count
         return {queue: Counts(*numbers) for queue, numbers in found.items()}
 
     def purge(self, queue: str, *, dead: bool = False) -> int:
         """Deletes what is ready or delayed, or else what is dead; returns how many."""
         statement = (
-            "delete from dead where queue = ?" if dead else "delete from message where queue = ? and state in (0, 1)"
+            "delete from dead where queue = ?" if dead else "delete from message where queue = ? and state in (2, 3)"
         )
         with self._process.get().database.transaction() as connection:
             return connection.execute(statement, (queue,)).rowcount
@@ -142,33 +134,3 @@ class SqliteTransport:
             DeadLetter(q, id, body, None if type_ is None else ErrorText(type_, message, trace), attempt, crashes, died)
             for q, id, body, type_, message, trace, attempt, crashes, died in rows
         ]
-
-
-class ProcessShare:
-    """What one process has open of a queue file: the connection and the wake folder. An owner also holds the lock file."""
-
-    def __init__(self, path: Path, *, durable: bool, mode: int) -> None:
-        self.database = Database(path, durable=durable, mode=mode)
-        self.database.run(lambda _connection: None)  # makes the files, or says why not
-        wake_path = path.with_name(path.name + "-wake")
-        self.wake = WakeFolder(wake_path, mode)
-        self._mode = mode
-
-    def before_fork(self) -> None:
-        self.database.before_fork()
-
-    def after_fork(self) -> None:
-        self.database.after_fork()
-
-    def close(self) -> None:
-        self.database.close()
-        self.wake.close()
-
-    def open_locks(self) -> LockFile:
-        """The lock file, for an owner to hold its byte of; to be given back with ``close_locks``."""
-        return open_lock_file(self.wake.path / "lock", self._mode)
-
-    def close_locks(self, locks: LockFile) -> None:
-        """Gives the lock file back."""
-        close_lock_file(locks)
-

@@ -20,6 +20,7 @@ import mmap
 import os
 import select
 import threading
+from contextlib import suppress
 from pathlib import Path
 
 from ...clock import SYSTEM_CLOCK
@@ -151,14 +152,16 @@ class Waiter:
 
     def ring(self) -> None:
         """Any thread, signal-safe: ends the wait, or the next one."""
-        try:
+        with suppress(BlockingIOError, BrokenPipeError):  # full of wake-ups already, or closed
             os.write(self._pipe_w, b"!")
-        except BlockingIOError:
-            pass
 
     def close(self) -> None:
         """Withdraws and closes the descriptors."""
         self.withdraw()
-        for descriptor in (self._pipe_r, self._pipe_w, self._fifo):
+        for descriptor in (self._pipe_r, self._fifo):
             if descriptor is not None:
                 os.close(descriptor)
+
+    def __del__(self) -> None:
+        # Not in `close`: another thread may ring later, and must not write into whatever has the number then.
+        os.close(self._pipe_w)

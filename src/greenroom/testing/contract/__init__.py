@@ -1,0 +1,27 @@
+"""The contract suites: what an engine has to do, as tests that every engine runs. They need pytest.
+
+Whoever writes an engine subclasses ``TransportContract`` in a test module and says how to make one::
+
+    # tests/test_my_engine.py
+    from greenroom.testing.contract import TransportContract
+    from my_engine import MyTransport
+
+    class TestMyEngine(TransportContract):
+        def make(self, tmp_path, clock):
+            return MyTransport(tmp_path / "messages", clock=clock)
+
+``pytest tests/test_my_engine.py`` then runs the whole suite. What an engine cannot do it declares in its ``Features``,
+and the tests of that are skipped with the reason; what it can do has to be done exactly so. ``TransportKit`` lists the
+few hooks and flags that a subclass may set besides ``make``.
+"""
+
+import pytest
+
+# Before the suites are imported, so that their asserts explain themselves.
+pytest.register_assert_rewrite(
+    *(f"{__name__}.{part}" for part in ("kit", "claiming", "settling", "looking", "waiting", "lifecycle", "processes"))
+)
+
+from .transport import TransportContract  # noqa: E402  # see above
+
+__all__ = ["TransportContract"]

@@ -1,0 +1,328 @@
+"""Random lives of messages, held against a model that is small enough to be seen to be right.
+
+The model is one list of messages. Both engines have to agree with it on every claim (which messages, in which order,
+which attempt), on every answer to a settlement, and on what is left in the end.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from greenroom.clock import Clock
+from greenroom.core.verdict import Verdict
+from greenroom.engines.memory.transport import MemoryTransport
+from greenroom.engines.sqlite.transport import SqliteTransport
+from greenroom.ports.transport import MAX_TRIP, Consumer, Counts, Delivery, Envelope, ErrorText, Settlement
+from greenroom.testing.clock import ManualClock
+from greenroom.testing.contract.kit import envelope
+
+QUEUES = ("a", "b", "c")
+CONSUMERS = 2
+
+queues = st.sampled_from(QUEUES)
+some_queues = st.sets(queues, min_size=1)
+priorities = st.sampled_from([-1000, -1, 0, 0, 0, 1, 1000])
+delays = st.none() | st.integers(min_value=-5, max_value=300)
+pushes = st.lists(st.tuples(queues, priorities, delays), min_size=1, max_size=4)
+consumer_numbers = st.integers(min_value=0, max_value=CONSUMERS - 1)
+#: A verdict, the delay of its release or retry, whether it pushes a message too.
+verdicts = st.tuples(st.sampled_from(list(Verdict)), delays, st.booleans())
+
+
+@dataclass
+class Kept:
+    """What the model knows of a message."""
+
+    envelope: Envelope
+    number: int
+    due_ms: int | None
+    attempt: int = 0
+    owner: Any = None  # a Client, or None
+
+    @property
+    def place(self) -> tuple[int, int]:
+        return self.envelope.priority, self.number
+
+
+@dataclass(eq=False)
+class Client:
+    """A consumer and what the model knows of it."""
+
+    consumer: Consumer
+    subscribed: set[str] = field(default_factory=set)
+    paused: set[str] = field(default_factory=set)
+    held: list[Delivery] = field(default_factory=list)
+    last_trip: list[Settlement] = field(default_factory=list)
+    last_settled: list[Settlement] = field(default_factory=list)
+
+
+class TransportMachine(RuleBasedStateMachine):
+    """Subclasses say which engine."""
+
+    def make(self, folder: Path, clock: Clock) -> Any:
+        raise NotImplementedError
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.folder = tempfile.TemporaryDirectory()
+        self.clock = ManualClock()
+        self.transport = self.make(Path(self.folder.name), self.clock)
+        self.clients: list[Client] = []
+        self.alive: dict[str, Kept] = {}
+        self.dead: dict[str, tuple[Envelope, ErrorText | None, int]] = {}
+        self.stale: list[Delivery] = []  # settled by their owners, or taken from them
+        self.pushed = 0
+
+    def teardown(self) -> None:
+        """Whatever happened: nothing is lost, nothing comes twice, nothing comes that should be gone."""
+        try:
+            self.nothing_is_lost()
+        finally:
+            for client in self.clients:
+                client.consumer.close()
+            self.transport.close()
+            self.folder.cleanup()
+
+    def nothing_is_lost(self) -> None:
+        for client in self.clients:
+            client.consumer.close()
+            self.model_gives_back(client)
+        self.clock.advance_ms(1_000_000)
+        last = Client(self.transport.consumer("last"))
+        self.clients.append(last)
+        self.model_subscribes(last, set(QUEUES))
+        while self.alive:
+            before = len(self.alive)
+            self.claim_and_compare(last, 7)
+            self.trip(last, [Settlement(delivery, Verdict.ACK) for delivery in last.held])
+            assert len(self.alive) < before
+        assert not last.consumer.exchange((), MAX_TRIP).deliveries
+        letters = {letter.id: letter for letter in self.transport.dead(limit=MAX_TRIP)}
+        assert letters.keys() == self.dead.keys()
+        for storage_id, (sent, error, attempt) in self.dead.items():
+            letter = letters[storage_id]
+            found = (letter.queue, letter.body, letter.error, letter.attempt, letter.crashes)
+            assert found == (sent.queue, sent.body, error, attempt, 0)
+
+    # The model
+
+    def is_claimable(self, kept: Kept, client: Client, skip: frozenset[str]) -> bool:
+        queue = kept.envelope.queue
+        is_due = kept.due_ms is None or kept.due_ms <= self.clock.now_ms()
+        is_open = queue in client.subscribed and queue not in client.paused and queue not in skip
+        return kept.owner is None and is_due and is_open
+
+    def model_pushes(self, sent: Envelope) -> None:
+        self.alive[sent.id] = Kept(sent, self.pushed, sent.due_ms)
+        self.pushed += 1
+
+    def model_subscribes(self, client: Client, names: set[str]) -> None:
+        client.consumer.subscribe(names)
+        client.subscribed |= names
+        client.paused -= names
+
+    def model_gives_back(self, client: Client) -> None:
+        for kept in self.alive.values():
+            if kept.owner is client:
+                kept.owner, kept.due_ms = None, None
+        self.stale += client.held
+        client.held = []
+
+    def model_settles(self, settlement: Settlement) -> None:
+        kept = self.alive[settlement.delivery.id]
+        if settlement.verdict is Verdict.RELEASE:
+            kept.owner, kept.due_ms = None, settlement.due_ms
+        else:
+            del self.alive[settlement.delivery.id]
+        if settlement.verdict is Verdict.DEAD:
+            self.dead[kept.envelope.id] = (kept.envelope, settlement.error, kept.attempt)
+        if settlement.retry is not None:
+            self.model_pushes(settlement.retry)
+        for sent in settlement.push:
+            self.model_pushes(sent)
+
+    # Steps
+
+    def new_envelope(self, queue: str, priority: int, delay: int | None) -> Envelope:
+        due_ms = None if delay is None else self.clock.now_ms() + delay
+        return envelope(b"\xff %d" % self.pushed, queue, priority=priority, due_ms=due_ms)
+
+    def claim_and_compare(self, client: Client, limit: int, skip: frozenset[str] = frozenset()) -> None:
+        open_to_it = sorted(
+            (kept for kept in self.alive.values() if self.is_claimable(kept, client, skip)), key=lambda kept: kept.place
+        )
+        answer = client.consumer.exchange((), limit, skip)
+        expected = open_to_it[:limit]
+        for kept in expected:
+            kept.attempt += 1
+            kept.owner = client
+        assert [(d.id, d.queue, d.body, d.attempt, d.redelivered) for d in answer.deliveries] == [
+            (k.envelope.id, k.envelope.queue, k.envelope.body, k.attempt, k.attempt > 1) for k in expected
+        ]
+        if len(open_to_it) > limit > 0:
+            assert answer.more
+        if len(open_to_it) < limit:
+            assert not answer.more
+        client.held += answer.deliveries
+
+    def trip(self, client: Client, settle: list[Settlement]) -> None:
+        """Settles what the client holds: all of it is applied."""
+        answer = client.consumer.exchange(settle, 0)
+        assert list(answer.settled) == settle
+        assert not answer.lost
+        assert not answer.refused
+        assert not answer.deliveries
+        for settlement in settle:
+            self.model_settles(settlement)
+            client.held.remove(settlement.delivery)
+            self.stale.append(settlement.delivery)
+        client.last_trip, client.last_settled = settle, settle
+
+    # Rules
+
+    @initialize(subscriptions=st.tuples(*[some_queues] * CONSUMERS))
+    def open_consumers(self, subscriptions: tuple[set[str], ...]) -> None:
+        for number, names in enumerate(subscriptions):
+            self.clients.append(Client(self.transport.consumer(f"consumer {number}")))
+            self.model_subscribes(self.clients[-1], names)
+
+    @rule(batch=pushes)
+    def push(self, batch: list[tuple[str, int, int | None]]) -> None:
+        sent = []
+        for queue, priority, delay in batch:
+            sent.append(self.new_envelope(queue, priority, delay))
+            self.model_pushes(sent[-1])
+        self.transport.push(sent)
+
+    @rule(number=consumer_numbers, limit=st.integers(min_value=0, max_value=5), skip=st.just(set()) | st.sets(queues))
+    def claim(self, number: int, limit: int, skip: set[str]) -> None:
+        self.claim_and_compare(self.clients[number], limit, frozenset(skip))
+
+    @precondition(lambda self: any(client.held for client in self.clients))
+    @rule(number=consumer_numbers, chosen=st.lists(verdicts, min_size=1, max_size=5), backwards=st.booleans())
+    def settle(self, number: int, chosen: list[tuple[Verdict, int | None, bool]], backwards: bool) -> None:
+        client = self.clients[number]
+        held = client.held[::-1] if backwards else client.held[:]
+        settle = [self.new_settlement(delivery, *how) for delivery, how in zip(held, chosen, strict=False)]
+        self.trip(client, settle)
+
+    def new_settlement(self, delivery: Delivery, verdict: Verdict, delay: int | None, pushes: bool) -> Settlement:
+        due_ms = None if delay is None else self.clock.now_ms() + delay
+        return Settlement(
+            delivery,
+            verdict,
+            retry=self.new_envelope(delivery.queue, delay or 0, delay) if verdict is Verdict.RETRY else None,
+            due_ms=due_ms if verdict is Verdict.RELEASE else None,
+            push=(self.new_envelope("b", 0, None),) if pushes else (),
+            error=ErrorText("Error", "because", "at line 1") if pushes else None,
+        )
+
+    @rule(number=consumer_numbers)
+    def repeat_the_last_trip(self, number: int) -> None:
+        """Its answer was lost, so it is made again as it was: the same answer, and nothing changes."""
+        client = self.clients[number]
+        answer = client.consumer.exchange(client.last_trip, 0)
+        assert list(answer.settled) == client.last_settled
+        assert not answer.lost
+        assert not answer.refused
+
+    @precondition(lambda self: self.stale)
+    @rule(data=st.data(), number=consumer_numbers, how=verdicts)
+    def settle_what_is_not_ours(self, data: st.DataObject, number: int, how: tuple[Verdict, int | None, bool]) -> None:
+        """A settlement of what was settled before, or given to somebody else, changes nothing."""
+        client = self.clients[number]
+        foreign = [delivery for other in self.clients if other is not client for delivery in other.held]
+        delivery = data.draw(st.sampled_from(self.stale + foreign))
+        settlement = self.new_settlement(delivery, *how)
+        answer = client.consumer.exchange([settlement], 0)
+        assert [*answer.lost, *answer.settled] == [settlement]
+        if delivery in foreign:
+            assert answer.lost
+        client.last_trip, client.last_settled = [], []
+
+    @rule(ms=st.integers(min_value=0, max_value=200))
+    def advance(self, ms: int) -> None:
+        self.clock.advance_ms(ms)
+
+    @rule(number=consumer_numbers, names=some_queues)
+    def subscribe(self, number: int, names: set[str]) -> None:
+        self.model_subscribes(self.clients[number], names)
+
+    @rule(number=consumer_numbers, names=some_queues)
+    def pause(self, number: int, names: set[str]) -> None:
+        client = self.clients[number]
+        client.consumer.pause(names)
+        client.paused |= names
+
+    @rule(number=consumer_numbers, names=some_queues)
+    def replace_a_consumer(self, number: int, names: set[str]) -> None:
+        """What a closed consumer held goes back to where it stood."""
+        client = self.clients[number]
+        client.consumer.close()
+        self.model_gives_back(client)
+        self.clients[number] = Client(self.transport.consumer(f"consumer {number} again"))
+        self.model_subscribes(self.clients[number], names)
+
+    @rule(queue=queues, dead=st.booleans(), dice=st.integers(min_value=0, max_value=3))
+    def purge(self, queue: str, dead: bool, dice: int) -> None:
+        if dice:  # seldom, or there would be little left to look at
+            return
+        if dead:
+            gone = [storage_id for storage_id, (sent, *_) in self.dead.items() if sent.queue == queue]
+            for storage_id in gone:
+                del self.dead[storage_id]
+        else:
+            gone = [k.envelope.id for k in self.alive.values() if k.envelope.queue == queue and k.owner is None]
+            for storage_id in gone:
+                del self.alive[storage_id]
+        assert self.transport.purge(queue, dead=dead) == len(gone)
+
+    @invariant()
+    def counts_agree(self) -> None:
+        """What is due but not yet promoted may count as ready or as delayed; all else is told apart."""
+        counts = self.transport.counts(QUEUES)
+        now_ms = self.clock.now_ms()
+        for queue in QUEUES:
+            kept = [k for k in self.alive.values() if k.envelope.queue == queue]
+            claimed = sum(k.owner is not None for k in kept)
+            delayed = sum(k.owner is None and k.due_ms is not None and k.due_ms > now_ms for k in kept)
+            dead = sum(sent.queue == queue for sent, *_ in self.dead.values())
+            found: Counts = counts[queue]
+            assert (found.claimed, found.dead) == (claimed, dead)
+            assert found.ready + found.delayed == len(kept) - claimed
+            assert found.delayed >= delayed
+
+
+class MemoryMachine(TransportMachine):
+    def make(self, folder: Path, clock: Clock) -> Any:
+        return MemoryTransport(clock=clock)
+
+
+class SqliteMachine(TransportMachine):
+    def make(self, folder: Path, clock: Clock) -> Any:
+        return SqliteTransport(folder / "queue.db", clock=clock)
+
+
+modest = settings(
+    max_examples=60,
+    stateful_step_count=40,
+    derandomize=True,
+    deadline=None,
+    database=None,
+    suppress_health_check=list(HealthCheck),
+)
+
+
+class TestMemoryMachine(MemoryMachine.TestCase):
+    settings = modest
+
+
+class TestSqliteMachine(SqliteMachine.TestCase):
+    settings = modest

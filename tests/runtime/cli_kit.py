@@ -1,0 +1,174 @@
+"""Runs the real command on a program in a folder of its own, and waits for what it does."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import greenroom
+from greenroom import Message
+from greenroom.brokers.sqlite import SqliteBroker
+
+#: Seconds after which a wait has failed. Generous: only broken code waits so long.
+PATIENCE_S = 30.0
+
+#: How every program of these tests begins. `wait_for` blocks an actor until the test lets it go.
+HEAD = """
+import os, pathlib, threading
+import greenroom
+from greenroom.brokers.sqlite import SqliteBroker
+
+HERE = pathlib.Path(__file__).parent
+broker = SqliteBroker(HERE / "queue.db")
+greenroom.set_broker(broker)
+
+def mark(name):
+    unfinished = HERE / f"unfinished-{os.getpid()}-{threading.get_ident()}"
+    unfinished.write_text(str(os.getpid()))
+    unfinished.rename(HERE / f"mark-{name}")
+
+def wait_for(name):
+    while not (HERE / f"mark-{name}").exists():
+        threading.Event().wait(0.005)
+"""
+
+
+def wait_until(condition: Callable[[], object], what: str, patience_s: float = PATIENCE_S) -> None:
+    """Returns once the condition holds; fails the test if it does not in time."""
+    deadline = time.monotonic() + patience_s
+    while not condition():
+        assert time.monotonic() < deadline, f"waited {patience_s} s in vain until {what}"
+        threading.Event().wait(0.005)
+
+
+@dataclass
+class Running:
+    """A command that runs."""
+
+    process: subprocess.Popen[str]
+    log: Path
+
+    @property
+    def text(self) -> str:
+        """What it has written to standard error so far."""
+        return self.log.read_text()
+
+    def wait_for_text(self, pattern: str) -> None:
+        """Waits until standard error matches ``pattern``."""
+        wait_until(lambda: re.search(pattern, self.text) or self.process.poll() is not None, f"{pattern!r} is logged")
+        assert re.search(pattern, self.text), self.text
+
+    def wait_until_ready(self) -> Running:
+        """Waits until all workers run."""
+        self.wait_for_text(r"Greenroom \S+ runs: ")
+        return self
+
+    def children(self) -> list[int]:
+        """The processes it has started."""
+        pid = self.process.pid
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+    def wait(self) -> int:
+        """Its exit code, once it has ended."""
+        return self.process.wait(PATIENCE_S)
+
+
+@dataclass
+class Program:
+    """A folder with ``app.py``, a queue file and the marks that its actors leave."""
+
+    folder: Path
+
+    def write(self, source: str, name: str = "app.py", head: str = HEAD) -> Program:
+        """Writes a module of the program."""
+        (self.folder / name).write_text(head + source)
+        return self
+
+    def send(self, actor: str, *args: object, queue: str = "default") -> None:
+        """Sends a message to the program's queue file."""
+        broker = SqliteBroker(self.folder / "queue.db")
+        broker.declare_queue(queue)
+        broker.enqueue(Message(queue, actor, args, {}, {}))
+        broker.close()
+
+    def ready(self, queue: str) -> int:
+        """How many messages of a queue wait."""
+        broker = SqliteBroker(self.folder / "queue.db")
+        try:
+            return broker.transport.counts([queue])[queue].ready
+        finally:
+            broker.close()
+
+    def let_go(self, name: str) -> None:
+        """Ends an actor's ``wait_for(name)``."""
+        (self.folder / f"mark-{name}").touch()
+
+    def wait_for_mark(self, name: str) -> None:
+        """Waits until an actor has called ``mark(name)``."""
+        wait_until(lambda: self.has_mark(name), f"an actor has left the mark {name!r}")
+
+    def has_mark(self, name: str) -> bool:
+        """Whether an actor has called ``mark(name)``."""
+        return (self.folder / f"mark-{name}").exists()
+
+    def run(self, *words: str, code: str = "", **variables: str) -> subprocess.CompletedProcess[str]:
+        """Runs ``greenroom`` with these words to its end."""
+        return subprocess.run(
+            command(words, code),
+            cwd=self.folder,
+            env=environment(variables),
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE_S,
+            check=False,
+        )
+
+    @contextmanager
+    def start(self, *words: str, code: str = "", **variables: str) -> Iterator[Running]:
+        """Runs ``greenroom`` with these words, in a process group of its own; nothing of it is left afterwards."""
+        log = self.folder / "stderr.txt"
+        with log.open("w") as stderr:
+            process = subprocess.Popen(
+                command(words, code),
+                cwd=self.folder,
+                env=environment(variables),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=stderr,
+                text=True,
+                start_new_session=True,
+            )
+        try:
+            yield Running(process, log)
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, 9)
+            process.wait(PATIENCE_S)
+
+
+def command(words: tuple[str, ...], code: str) -> list[str]:
+    """The command line; ``code`` is run instead of ``-m greenroom`` if given."""
+    return [sys.executable, *(["-c", code] if code else ["-m", "greenroom"]), *words]
+
+
+def environment(variables: dict[str, str]) -> dict[str, str]:
+    """This process's environment without settings of ours, and with the package on the path."""
+    inherited = {key: value for key, value in os.environ.items() if not key.lower().startswith(("greenroom", "drama"))}
+    source = str(Path(greenroom.__file__).parents[1])
+    return {**inherited, "PYTHONPATH": source, "PYTHONDONTWRITEBYTECODE": "1", **variables}
+
+
+def is_running(pid: int) -> bool:
+    """Whether a process exists and is not merely waiting to be reaped."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
