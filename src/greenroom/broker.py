@@ -200,6 +200,10 @@ class Broker:
         owner = type(getattr(hook, "__self__", hook)).__name__
         self.logger.critical("Unexpected failure in %s_%s of %s.", when, signal, owner, exc_info=True)
 
+    def note_failure(self, message: MessageProxy, exception: BaseException) -> None:
+        """Called in a worker with every exception that an actor raised, before the hooks. Does nothing here; brokers for
+        tests keep it, to raise it again where the test can see it."""
+
     # --- declarations
 
     def declare_actor(self, actor: Any) -> None:

@@ -70,6 +70,7 @@ class Steps:
         broker = self._broker
         if exception is not None:
             run.stuff_exception(exception)
+            broker.note_failure(run, exception)
             _log_failure(run, exception)
         for hook in self._after:
             try:

@@ -14,18 +14,18 @@ import os
 import sqlite3
 from collections.abc import Collection, Sequence
 from collections.abc import Set as AbstractSet
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import msgspec
 
 from ...clock import Clock
 from ...core.verdict import Verdict
-from ...errors import BrokerError, ConnectionClosed, MessageTooLarge
+from ...errors import ConnectionClosed, MessageTooLarge
 from ...logging import get_logger
 from ...ports.transport import MAX_TRIP, Delivery, ErrorText, Exchange, Settlement
 from .database import CONSUMER_CHECKPOINT_BYTES
-from .rows import CLAIMED, DELAYED, FREE, READY, insert, lease_of, leases_of, ring, row_of
+from .rows import CLAIMED, DELAYED, FREE, READY, check_body, insert, lease_of, leases_of, ring, row_of
 from .share import ProcessShare
 from .wake import Waiter
 
@@ -74,6 +74,20 @@ class _NotAllHeld(Exception):
     """A bulk settlement found fewer messages than it named."""
 
 
+#: What says that a settlement can never be applied, however often it is tried. All else is transient.
+_IMPOSSIBLE = (MessageTooLarge, ValueError, OverflowError, sqlite3.DataError, sqlite3.IntegrityError)
+
+
+def _check_possible(s: Settlement, max_body: int) -> None:
+    """Raises one of ``_IMPOSSIBLE`` for what SQLite itself would take but nobody should ask for."""
+    if s.writes or s.park is not None:
+        raise ValueError("This engine keeps no results and no limits.")
+    if s.verdict is Verdict.RETRY and s.retry is None:
+        raise ValueError("A RETRY settlement carries the envelope to be retried.")
+    for envelope in s.push if s.retry is None else (*s.push, s.retry):
+        check_body(envelope, max_body)
+
+
 @lru_cache(maxsize=64)
 def _read_statement(queues: int) -> str:
     """Reads the first ready messages of that many queues in one order. SQLite merges the ordered scans lazily: it reads
@@ -103,6 +117,8 @@ class SqliteConsumer:
         self._closed = False
         self._locks = self._share.open_locks()
         self.owner, self.slot = self._register(name)
+        self._first_lease, self._last_lease = leases_of(self.owner)
+        share.consumers.add(self)
         self._waiter = Waiter(self._share.wake, self.slot)
 
     def _register(self, name: str) -> tuple[int, int]:
@@ -122,11 +138,13 @@ class SqliteConsumer:
 
     def subscribe(self, queues: Collection[str]) -> None:
         """Adds queues to claim from; ends a pause of theirs."""
+        self._check_usable()
         self._queues += [queue for queue in queues if queue not in self._queues]
         self._paused.difference_update(queues)
 
     def pause(self, queues: Collection[str]) -> None:
         """Stops claiming from these queues."""
+        self._check_usable()
         self._paused.update(queues)
 
     def _active(self, skip: AbstractSet[str] = frozenset()) -> list[str]:
@@ -141,14 +159,16 @@ class SqliteConsumer:
         self._check_usable()
         if len(settle) > MAX_TRIP:
             raise ValueError(f"A trip carries at most {MAX_TRIP} settlements, not {len(settle)}.")
-        refused = [(s, error) for s in settle if (error := self._refusal(s)) is not None]
-        if refused:
-            settle = [s for s in settle if self._refusal(s) is None]
         self._trip += 1
+        refused: list[tuple[Settlement, Exception]] = []
         try:
             rows, promoted, missing = self._transact(settle, limit, skip, self._settle_in_bulk)
-        except _NotAllHeld:
-            rows, promoted, missing = self._transact(settle, limit, skip, self._settle_one_by_one)
+        except (_NotAllHeld, *_IMPOSSIBLE):
+            one_by_one = partial(self._settle_one_by_one, refused=refused)
+            rows, promoted, missing = self._transact(settle, limit, skip, one_by_one)
+        if refused:
+            gone = {id(s) for s, _error in refused}
+            settle = [s for s in settle if id(s) not in gone]
         settled, lost = self._sort_out(settle, missing)
         self._applied = settled
         for s in settled:
@@ -188,7 +208,7 @@ class SqliteConsumer:
     def _settle_in_bulk(self, connection: sqlite3.Connection, settle: Sequence[Settlement]) -> Sequence[Settlement]:
         done: dict[int, list[int]] = {}  # by lease, that is by the trip that claimed them: nearly always one or two
         for s in settle:
-            if s.verdict is Verdict.ACK and not s.push:
+            if s.verdict is Verdict.ACK and not s.push and not s.writes:
                 seq, lease = s.delivery.token
                 if lease in done:
                     done[lease].append(seq)
@@ -197,16 +217,38 @@ class SqliteConsumer:
             elif not self._settle_one(connection, s):
                 raise _NotAllHeld
         for lease, numbers in done.items():
+            if not self._first_lease <= lease <= self._last_lease:
+                raise _NotAllHeld
             if connection.execute(_DELETE_MANY, (_encode(numbers).decode(), lease)).rowcount != len(numbers):
                 raise _NotAllHeld
         return ()
 
-    def _settle_one_by_one(self, connection: sqlite3.Connection, settle: Sequence[Settlement]) -> Sequence[Settlement]:
-        return [s for s in settle if not self._settle_one(connection, s)]
+    def _settle_one_by_one(
+        self,
+        connection: sqlite3.Connection,
+        settle: Sequence[Settlement],
+        *,
+        refused: list[tuple[Settlement, Exception]],
+    ) -> Sequence[Settlement]:
+        """Each behind a savepoint of its own: one that is impossible does not take the others along."""
+        missing = []
+        for s in settle:
+            connection.execute("savepoint one")
+            try:
+                if not self._settle_one(connection, s):
+                    missing.append(s)
+            except _IMPOSSIBLE as e:
+                connection.execute("rollback to one")
+                refused.append((s, e))
+            connection.execute("release one")
+        return missing
 
     def _settle_one(self, connection: sqlite3.Connection, s: Settlement) -> bool:
         """Applies one settlement; False if its message is not held any more, and then nothing was changed."""
         key = s.delivery.token
+        if not self._first_lease <= key[1] <= self._last_lease:
+            return False
+        _check_possible(s, self._max_body)
         if s.verdict is Verdict.RELEASE:
             state = READY if s.due_ms is None else DELAYED
             found = connection.execute(_RELEASE, (state, s.due_ms, *key)).rowcount == 1
@@ -227,21 +269,6 @@ class SqliteConsumer:
         if s.error is not None:
             entry |= {"type": s.error.type, "message": s.error.message, "traceback": s.error.traceback}
         return _encode(entry).decode()
-
-    def _refusal(self, s: Settlement) -> Exception | None:
-        """Why a settlement could never be applied, or None."""
-        if s.verdict is Verdict.ACK and not s.push and not s.writes:
-            return None
-        if s.writes or s.park is not None:
-            return BrokerError("This engine keeps no results and no limits yet.")
-        if s.verdict is Verdict.RETRY and s.retry is None:
-            return ValueError("A RETRY settlement carries the envelope to be retried.")
-        limit = self._max_body
-        for envelope in s.push if s.retry is None else (*s.push, s.retry):
-            size = len(envelope.body)
-            if size > limit:
-                return MessageTooLarge(f"A body of {size} bytes is over the limit of {limit}.", size=size, limit=limit)
-        return None
 
     def _sort_out(
         self, settle: Sequence[Settlement], missing: Sequence[Settlement]
@@ -303,6 +330,7 @@ class SqliteConsumer:
         if self._closed or os.getpid() != self._pid:
             return
         self._closed = True
+        self._share.consumers.discard(self)
         try:
             with self._database.transaction() as connection:
                 connection.execute(_GIVE_BACK, leases_of(self.owner))

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from itertools import islice
 from typing import Any
 
+from ...errors import MessageTooLarge
 from ...ports.transport import Envelope
 from .wake import WakeFolder
 
@@ -33,6 +34,13 @@ _COLUMNS = "insert into message (id, queue, priority, state, due_ms, body) value
 # `json_each` 2.2 to 3.8, and it cannot carry bodies that are not UTF-8.
 _INSERTS = tuple((rows, _COLUMNS + ", ".join(["(?, ?, ?, ?, ?, ?)"] * rows)) for rows in (100, 10, 1))
 INSERT_ONE = _INSERTS[-1][1]
+
+
+def check_body(envelope: Envelope, max_body: int) -> None:
+    """Raises ``MessageTooLarge`` for a body of more than ``max_body`` bytes."""
+    size = len(envelope.body)
+    if size > max_body:
+        raise MessageTooLarge(f"A body of {size} bytes is over the limit of {max_body}.", size=size, limit=max_body)
 
 
 def row_of(envelope: Envelope) -> tuple[Any, ...]:

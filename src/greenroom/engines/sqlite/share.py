@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from .database import Database
 from .liveness import LockFile, close_lock_file, open_lock_file
@@ -18,14 +19,22 @@ class ProcessShare:
         wake_path = path.with_name(path.name + "-wake")
         self.wake = WakeFolder(wake_path, mode)
         self._mode = mode
+        #: The owners of this process, until they are closed. Held here, because an owner that was merely dropped would
+        #: keep its messages for as long as the process lives.
+        self.consumers: set[Any] = set()
 
     def before_fork(self) -> None:
+        """Brings the file to rest."""
         self.database.before_fork()
 
     def after_fork(self) -> None:
+        """Lets the parent go on."""
         self.database.after_fork()
 
     def close(self) -> None:
+        """Closes the consumers, which give back what they hold, and the files."""
+        for consumer in list(self.consumers):
+            consumer.close()
         self.database.close()
         self.wake.close()
 

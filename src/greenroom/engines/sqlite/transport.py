@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from ...clock import SYSTEM_CLOCK, Clock
-from ...errors import MessageTooLarge
 from ...forksafe import PerProcess
 from ...logging import get_logger
 from ...ports.transport import Counts, DeadLetter, Envelope, ErrorText, Features
 from .consumer import SqliteConsumer
-from .rows import INSERT_ONE, READY, insert, ring, row_of
+from .rows import INSERT_ONE, READY, check_body, insert, ring, row_of
 from .share import ProcessShare
 
 #: SQLite keeps nothing larger than 1 GB in a row; ours is the tighter bound.
@@ -62,12 +61,7 @@ class SqliteTransport:
     def push(self, batch: Sequence[Envelope]) -> None:
         """Returns once the batch is committed, all or nothing."""
         for envelope in batch:
-            if len(envelope.body) > self._max_body:
-                raise MessageTooLarge(
-                    f"A body of {len(envelope.body)} bytes is over the limit of {self._max_body}.",
-                    size=len(envelope.body),
-                    limit=self._max_body,
-                )
+            check_body(envelope, self._max_body)
         share = self._process.get()
         if len(batch) == 1:
             row = row_of(batch[0])
