@@ -64,7 +64,7 @@ class JSONEncoder(Encoder):
         except RecursionError as e:
             raise EncodeError("The message is nested too deeply, or contains itself.") from e
         except (TypeError, ValueError) as e:
-            path = find_fault(data)
+            path = find_fault(data) or "$"
             raise EncodeError(f"The message cannot be written as JSON: {e}, at {path}.", path=path) from e
 
     def decode(self, data: bytes) -> MessageData:
@@ -133,7 +133,7 @@ def slow_decode(data: bytes) -> Any:
 
 
 def find_fault(value: Any, path: str = "$", depth: int = 200) -> str:
-    """The path of the first thing in ``value`` that JSON has no form for; ``$`` if there is none to be found."""
+    """The path of the first thing in ``value`` that JSON has no form for; empty if there is none to be found."""
     if isinstance(value, float) and not math.isfinite(value):
         return path
     if value is None or isinstance(value, (str, int, float)):

@@ -6,7 +6,7 @@ is refused by every reader, ours included).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -92,7 +92,13 @@ class Message(msgspec.Struct, Generic[R], frozen=True, order=True, forbid_unknow
         encoder = get_encoder()
         if type(encoder) is JSONEncoder:
             kwargs, options = self.kwargs, self.options  # nearly always empty
-            if is_plain(self.args) and (not kwargs or is_plain(kwargs)) and (not options or is_plain(options)):
+            if (
+                is_plain(self.args)
+                and (not kwargs or is_plain(kwargs))
+                and (not options or is_plain(options))
+                and type(self.message_id) is str is type(self.queue_name) is type(self.actor_name)
+                and type(self.message_timestamp) is int
+            ):
                 fast = try_fast_encode(self)
                 if fast is not None:
                     return fast
@@ -168,9 +174,12 @@ _FIELD_TYPES: Mapping[str, tuple[type, ...]] = {
 
 
 def _from_fields(fields: dict[str, Any], data: bytes) -> Message[Any]:
-    """Checks every field, because a message that enters half-checked fails far from its cause."""
+    """Checks every field, because a message that enters half-checked fails far from its cause. As on the fast path, id
+    and timestamp are made up where they are missing."""
     for name, types in _FIELD_TYPES.items():
         if name not in fields:
+            if name in ("message_id", "message_timestamp"):
+                continue
             raise InvalidMessage(f"The message has no {name!r}.", data, field=name)
         if not isinstance(fields[name], types) or isinstance(fields[name], bool):
             raise InvalidMessage(
@@ -187,16 +196,8 @@ def _from_fields(fields: dict[str, Any], data: bytes) -> Message[Any]:
 
 
 def _is_deeper_than(value: Any, limit: int) -> bool:
-    """Walks level by level, so that no depth of nesting can exhaust the stack."""
-    level: list[Any] = [value]
-    for _ in range(limit + 1):
-        inner: list[Any] = []
-        for item in level:
-            if isinstance(item, dict):
-                inner += [v for v in item.values() if isinstance(v, (dict, list, tuple))]
-            elif isinstance(item, (list, tuple)):
-                inner += [v for v in item if isinstance(v, (dict, list, tuple))]
-        if not inner:
-            return False
-        level = inner
-    return True
+    """Goes down one branch at a time, so that in a structure that contains itself the first one decides."""
+    inner: Iterable[Any] = value.values() if isinstance(value, dict) else value
+    return any(
+        limit == 0 or _is_deeper_than(item, limit - 1) for item in inner if isinstance(item, (dict, list, tuple))
+    )

@@ -42,12 +42,14 @@ def wait_for(name):
 """
 
 
-def wait_until(condition: Callable[[], object], what: str, patience_s: float = PATIENCE_S) -> None:
+def wait_until(
+    condition: Callable[[], object], what: str, patience_s: float = PATIENCE_S, step_s: float = 0.005
+) -> None:
     """Returns once the condition holds; fails the test if it does not in time."""
     deadline = time.monotonic() + patience_s
     while not condition():
         assert time.monotonic() < deadline, f"waited {patience_s} s in vain until {what}"
-        threading.Event().wait(0.005)
+        threading.Event().wait(step_s)
 
 
 @dataclass
@@ -133,10 +135,10 @@ class Program:
         )
 
     @contextmanager
-    def start(self, *words: str, code: str = "", **variables: str) -> Iterator[Running]:
+    def start(self, *words: str, code: str = "", log: str = "stderr.txt", **variables: str) -> Iterator[Running]:
         """Runs ``greenroom`` with these words, in a process group of its own; nothing of it is left afterwards."""
-        log = self.folder / "stderr.txt"
-        with log.open("w") as stderr:
+        log_file = self.folder / log
+        with log_file.open("w") as stderr:
             process = subprocess.Popen(
                 command(words, code),
                 cwd=self.folder,
@@ -148,7 +150,7 @@ class Program:
                 start_new_session=True,
             )
         try:
-            yield Running(process, log)
+            yield Running(process, log_file)
         finally:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)

@@ -24,7 +24,6 @@ from ...core.verdict import Verdict
 from ...errors import ConnectionClosed, MessageTooLarge
 from ...logging import get_logger
 from ...ports.transport import MAX_TRIP, Delivery, ErrorText, Exchange, Settlement
-from .database import CONSUMER_CHECKPOINT_BYTES
 from .rows import CLAIMED, DELAYED, FREE, READY, check_body, insert, lease_of, leases_of, ring, row_of
 from .share import ProcessShare
 from .wake import Waiter
@@ -107,7 +106,6 @@ class SqliteConsumer:
         self._clock = clock
         self._max_body = max_body
         self._database = self._share.database
-        self._database.checkpoint_bytes = CONSUMER_CHECKPOINT_BYTES
         self._pid = os.getpid()
         self._queues: list[str] = []
         self._paused: set[str] = set()

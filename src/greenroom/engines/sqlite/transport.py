@@ -64,8 +64,7 @@ class SqliteTransport:
             check_body(envelope, self._max_body)
         share = self._process.get()
         if len(batch) == 1:
-            row = row_of(batch[0])
-            share.database.run(lambda connection: connection.execute(INSERT_ONE, row))
+            share.database.execute(INSERT_ONE, row_of(batch[0]))
         elif batch:
             with share.database.transaction() as connection:
                 insert(connection, batch)

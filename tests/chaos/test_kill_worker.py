@@ -1,0 +1,131 @@
+"""``kill -9`` of a worker in the middle of 1 000 messages: all run, none is lost, and none runs more often than it must."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import sqlite3
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from greenroom import Message
+from greenroom.brokers.sqlite import SqliteBroker
+from greenroom.ports.transport import Counts
+from tests.runtime.cli_kit import Program, Running, is_running, wait_until
+
+MESSAGES = 1000
+#: The last messages wait until the kill is over, so that it always strikes in the middle.
+GATE = MESSAGES - 50
+
+#: One write to a file of the process's own, opened for appending: what is recorded survives `kill -9`.
+ACTORS = f"""
+runs = os.open(HERE / f"runs-{{os.getpid()}}", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+
+@greenroom.actor(max_retries=0)
+def work(number):
+    os.write(runs, b"start %d\\n" % number)
+    if number >= {GATE}:
+        wait_for("killed")
+    elif number % 3:
+        threading.Event().wait(0.001)
+    os.write(runs, b"end %d\\n" % number)
+"""
+
+
+@pytest.fixture
+def program(tmp_path: Path) -> Program:
+    return Program(tmp_path).write(ACTORS)
+
+
+@pytest.fixture
+def broker(program: Program) -> Iterator[SqliteBroker]:
+    broker = SqliteBroker(program.folder / "queue.db")
+    broker.declare_queue("default")
+    yield broker
+    broker.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="finds the worker's process in /proc")
+@pytest.mark.parametrize("seed", range(20))
+def test_a_killed_worker_loses_nothing(program: Program, broker: SqliteBroker, seed: int) -> None:
+    """Whenever a worker is killed, another one that runs already or comes later runs all that is left. Only what the
+    killed one held may start a second time, and the file is empty and clean in the end."""
+    random_ = random.Random(seed)
+    kill_after = random_.randint(1, 700)
+    successor_comes_first = random_.random() < 0.5
+    kill_the_parent = random_.random() < 0.25
+    threads = str(random_.randint(1, 8))
+    with ExitStack() as stack:
+        victim = stack.enter_context(program.start("worker", "app", "-p", "1", "-t", threads, log="victim.txt"))
+        (victim_pid,) = victim.wait_until_ready().children()
+        if successor_comes_first:
+            successor = stack.enter_context(program.start("worker", "app", "-p", "1", "-t", threads)).wait_until_ready()
+        broker.enqueue_many(Message("default", "work", (n,), {}, {}) for n in range(MESSAGES))
+        wait_until(lambda: starts_in(program) >= kill_after, f"{kill_after} messages have started", step_s=0.001)
+        os.kill(victim.process.pid if kill_the_parent else victim_pid, signal.SIGKILL)
+        wait_until(lambda: not is_running(victim_pid), "the worker is dead")
+        assert broker.transport.counts()["default"] != Counts(), "the kill came too late"
+        program.let_go("killed")
+        if not successor_comes_first:
+            successor = stack.enter_context(program.start("worker", "app", "-p", "1", "-t", threads)).wait_until_ready()
+        wait_until(lambda: broker.transport.counts(["default"])["default"] == Counts(), "the queue is empty")
+        (successor_pid,) = successor.children()
+        wait_until(lambda: owners_of(broker) == [successor_pid], "the dead owner is forgotten")
+        stop(successor)
+    check_runs(program, victim_pid)
+    check_file(broker)
+
+
+def starts_in(program: Program) -> int:
+    """How many messages have started in all workers together."""
+    return sum(path.read_bytes().count(b"start") for path in program.folder.glob("runs-*"))
+
+
+def owners_of(broker: SqliteBroker) -> list[int]:
+    """The processes that the file knows as owners."""
+    with sqlite3.connect(broker.path) as connection:
+        pids = [pid for (pid,) in connection.execute("select pid from owner order by id")]
+    connection.close()
+    return pids
+
+
+def stop(running: Running) -> None:
+    running.process.send_signal(signal.SIGTERM)
+    assert running.wait() == 0, running.text
+
+
+def check_runs(program: Program, victim_pid: int) -> None:
+    """Every message ended; in one process it started once; only what the victim had claimed started twice."""
+    starts: Counter[int] = Counter()
+    ended = set()
+    for path in program.folder.glob("runs-*"):
+        lines = [line.split() for line in path.read_text().splitlines()]
+        started_here = [int(number) for word, number in lines if word == "start"]
+        assert len(set(started_here)) == len(started_here), "a process started a message twice"
+        starts.update(started_here)
+        ended |= {int(number) for word, number in lines if word == "end"}
+    assert ended == set(range(MESSAGES))
+    victims = (program.folder / f"runs-{victim_pid}").read_text()
+    started_by_victim = {int(line.split()[1]) for line in victims.splitlines() if line.startswith("start")}
+    twice = {number for number, count in starts.items() if count > 1}
+    assert max(starts.values()) <= 2
+    assert twice <= started_by_victim
+
+
+def check_file(broker: SqliteBroker) -> None:
+    """No message, no claim, no dead letter, no owner; and SQLite finds nothing wrong."""
+    assert broker.transport.counts(["default"])["default"] == Counts()
+    with sqlite3.connect(broker.path) as connection:
+        left = connection.execute(
+            "select (select count(*) from message), (select count(*) from dead), (select count(*) from owner)"
+        ).fetchone()
+        verdict = connection.execute("pragma integrity_check").fetchone()
+    connection.close()
+    assert left == (0, 0, 0)
+    assert verdict == ("ok",)
