@@ -15,6 +15,8 @@ __version__ = "0.1.0"
 
 #: Public name -> the module that holds it.
 _PUBLIC = {
+    # actors
+    "GenericActor": "generic",
     # brokers
     "Broker": "broker",
     "Consumer": "broker",
@@ -47,8 +49,16 @@ _PUBLIC = {
     # middleware
     "Middleware": "middleware",
     # workers
+    "ConsumerThread": "worker",
     "Worker": "worker",
+    "WorkerThread": "worker",
 }
+
+#: Modules that are attributes of the package without being imported first, as in ``dramatiq.middleware.Retries``.
+_MODULES = frozenset(
+    ("asyncio", "broker", "brokers", "common", "encoder", "errors", "generic", "logging", "message", "middleware")
+    + ("threading", "worker")
+)
 
 __all__ = ["Actor", "actor", *_PUBLIC, "__version__"]  # noqa: PLE0604  # names of the table above
 
@@ -75,15 +85,20 @@ if TYPE_CHECKING:
     from .errors import QueueNotFound as QueueNotFound
     from .errors import RateLimitExceeded as RateLimitExceeded
     from .errors import Retry as Retry
+    from .generic import GenericActor as GenericActor
     from .logging import get_logger as get_logger
     from .message import Message as Message
     from .middleware import Middleware as Middleware
+    from .worker import ConsumerThread as ConsumerThread
     from .worker import Worker as Worker
+    from .worker import WorkerThread as WorkerThread
 
 
 def __getattr__(name: str) -> Any:
     if name == "ConnectionError":
         return getattr(import_module(".errors", __name__), name)  # warns
+    if name in _MODULES:
+        return import_module(f".{name}", __name__)
     module = _PUBLIC.get(name)
     if module is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

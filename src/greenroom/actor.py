@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
 from datetime import timedelta
@@ -10,7 +11,7 @@ from typing import Any, Generic, ParamSpec, Protocol, TypeVar, overload
 
 from .broker import Broker, declare_later, get_broker, peek_broker
 from .clock import current_millis
-from .core.options import check_priority
+from .core.options import check_options, check_priority
 from .logging import get_logger
 from .message import Message
 from .names import check_actor_name, check_queue_name, new_message_id
@@ -49,8 +50,8 @@ class Actor(Generic[P, R]):
         self.actor_name = check_actor_name(actor_name)
         self.queue_name = check_queue_name(queue_name)
         self.priority = check_priority(priority)
-        self.options = {name: _actor_to_name(name, value) for name, value in options.items()}
-        self.is_async = inspect.iscoroutinefunction(fn)
+        self.options = _checked(options)
+        self.is_async = inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(type(fn).__call__)
         #: What a worker calls: the function itself, unless a subclass has its own way of being called.
         self.run: Callable[..., Any] = fn if type(self).__call__ is Actor.__call__ else self
         self._broker = broker
@@ -63,8 +64,12 @@ class Actor(Generic[P, R]):
 
     @property
     def broker(self) -> Broker:
-        """The broker this actor was given, or else the default broker of the moment."""
+        """The broker this actor was given, or else the default broker of the moment. May be set."""
         return self._broker if self._broker is not None else get_broker()
+
+    @broker.setter
+    def broker(self, broker: Broker | None) -> None:
+        self._broker = broker
 
     def message(self, *args: P.args, **kwargs: P.kwargs) -> Message[R]:
         """Builds the message that ``send`` would send."""
@@ -77,8 +82,9 @@ class Actor(Generic[P, R]):
 
         Raises:
           TypeError: If ``on_success`` or its like is neither an actor, nor a name, nor None.
+          ValueError: For an option out of its bounds, such as a negative ``max_retries``.
         """
-        options = {name: _actor_to_name(name, value) for name, value in options.items()}
+        options = _checked(options)
         return Message(
             self.queue_name,
             self.actor_name,
@@ -134,7 +140,7 @@ class Actor(Generic[P, R]):
             ``index`` (the position of the first item of the chunk that was not) set on it.
         """
         broker = self._target()
-        options = {name: _actor_to_name(name, value) for name, value in options.items()}
+        options = _checked(options)
         return broker.enqueue_many(self._messages(items, options), delay=delay)
 
     def _messages(self, items: Iterable[Any], options: dict[str, Any]) -> Iterable[Message[Any]]:
@@ -165,7 +171,7 @@ class Actor(Generic[P, R]):
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Calls the function in the calling thread. For an async actor this returns its coroutine."""
-        if not self.logger.isEnabledFor(10):
+        if self.is_async or not self.logger.isEnabledFor(logging.DEBUG):
             return self.fn(*args, **kwargs)
         self.logger.debug("Received args=%r kwargs=%r.", args, kwargs)
         started = time.perf_counter()
@@ -250,9 +256,18 @@ def actor(
     return decorate if fn is None else decorate(fn)
 
 
+def _checked(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options as they travel: checked, with names in place of actors."""
+    if not options:
+        return {}
+    check_options(options)
+    return {name: _actor_to_name(name, value) for name, value in options.items()}
+
+
 def _actor_to_name(option: str, value: Any) -> Any:
     if option not in _ACTOR_VALUED or value is None or isinstance(value, str):
         return value
+    value = getattr(value, "__actor__", value)  # a GenericActor stands for its actor
     if isinstance(value, Actor):
         return value.actor_name
     raise TypeError(f"{option} value must be an Actor")

@@ -18,6 +18,7 @@ from .logging import get_logger
 from .message import MAX_MESSAGE_BYTES, Message
 from .middleware import Middleware, default_middleware
 from .names import dq_name
+from .ports.transport import Envelope
 
 __all__ = ["Broker", "Consumer", "MessageProxy", "get_broker", "set_broker"]
 
@@ -204,6 +205,9 @@ class Broker:
         """Called in a worker with every exception that an actor raised, before the hooks. Does nothing here; brokers for
         tests keep it, to raise it again where the test can see it."""
 
+    def note_retry(self, message: MessageProxy, envelope: Envelope, delay_ms: int) -> None:
+        """Called in a worker when a message that failed is about to be replaced by ``envelope``. Does nothing here."""
+
     # --- declarations
 
     def declare_actor(self, actor: Any) -> None:
@@ -343,6 +347,11 @@ class Broker:
           QueueJoinTimeout: If that took longer.
         """
         raise NotImplementedError
+
+    def wait_for_worker(self, queue_name: str) -> None:
+        """What ``Worker.join`` calls for each of its queues: ``join``, here. Brokers for tests keep actors' exceptions
+        out of it."""
+        self.join(queue_name)
 
     def get_results_backend(self) -> Any:
         """The backend of the ``Results`` middleware; ``RuntimeError`` if there is none."""

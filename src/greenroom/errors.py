@@ -17,6 +17,7 @@ The tree (names that Dramatiq programs catch are kept; new ones are placed under
         MessageTooLarge
         StaleLease                      the message is no longer ours to settle
       QueueJoinTimeout
+        QueueStalled                    waiting any longer is in vain
       RateLimitExceeded
       Retry                             raised by an actor to be run again
     MiddlewareError
@@ -153,6 +154,19 @@ class StaleLease(BrokerError):
 
 class QueueJoinTimeout(GreenroomError):
     """Raised when joining a queue took longer than the given timeout."""
+
+
+class QueueStalled(QueueJoinTimeout):
+    """Raised as soon as joining a queue cannot end in time: nothing runs, nothing is due, and the next attempt is due
+    too late, or no worker consumes the queue.
+
+    The text names the messages, their retries so far, when the next attempt is due, and the last exception, which is
+    also the ``__cause__``. ``message_ids`` names the messages that wait.
+    """
+
+    def __init__(self, message: str, *, message_ids: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.message_ids = message_ids
 
 
 class RateLimitExceeded(GreenroomError):

@@ -7,7 +7,8 @@ engine keeps one any other way than in a ``PerProcess``:
 * a child forgets what it inherited but keeps it referenced for ever: a finaliser that closed an inherited connection
   would say goodbye on the parent's socket, or drop the parent's locks;
 * ``before_fork`` brings the value to rest in the parent first (SQLite: its connection is closed, see
-  ``engines/sqlite/database.py``), ``after_fork`` lets it go on.
+  ``engines/sqlite/database.py``), ``after_fork`` lets it go on;
+* a fork waits for a factory that runs: what is half made is as dangerous as what is in use.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ class PerProcess(Generic[T]):
       after_fork: Called with that value in the parent, after the fork.
     """
 
-    __slots__ = ("__weakref__", "_after_fork", "_before_fork", "_factory", "_lock", "_value")
+    __slots__ = ("__weakref__", "_after_fork", "_before_fork", "_factory", "_lock", "_rested", "_value")
 
     def __init__(
         self,
@@ -48,7 +49,9 @@ class PerProcess(Generic[T]):
         self._before_fork = before_fork
         self._after_fork = after_fork
         self._value: T | None = None
-        self._lock = threading.Lock()  # guards: the factory runs once
+        self._rested: list[T] = []  # by the fork that is going on
+        # guards: the factory runs once, and never while another thread forks
+        self._lock = threading.RLock()
         with _registry_lock:
             _registry.add(self)
 
@@ -67,31 +70,56 @@ class PerProcess(Generic[T]):
         return self._value
 
     def take(self) -> T | None:
-        """Removes and returns the value, so that its owner can close it. The next ``get`` makes a new one."""
+        """Removes and returns the value. The next ``get`` makes a new one."""
         with self._lock:
             value, self._value = self._value, None
             return value
 
+    def close(self, close: Callable[[T], None]) -> None:
+        """Closes the value, if there is one, and removes it: in this order, so that a fork meanwhile still finds it
+        and brings it to rest."""
+        value = self._value
+        if value is not None:
+            close(value)
+            with self._lock:
+                if self._value is value:
+                    self._value = None
+
     def _rest(self) -> None:
-        if self._value is not None and self._before_fork is not None:
-            self._before_fork(self._value)
+        value = self._value
+        if value is not None and value not in self._rested:
+            if self._before_fork is not None:
+                self._before_fork(value)
+            self._rested.append(value)
+
+    def _hold(self) -> None:
+        self._lock.acquire()
+        self._rest()  # what was made since
 
     def _go_on(self) -> None:
-        if self._value is not None and self._after_fork is not None:
-            self._after_fork(self._value)
+        self._lock.release()
+        while self._rested:
+            value = self._rested.pop()
+            if self._after_fork is not None:
+                self._after_fork(value)
 
     def _forget(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
+        _inherited.extend(self._rested)
+        self._rested = []
         if self._value is not None:
             _inherited.append(self._value)
             self._value = None
 
 
 def _before_fork() -> None:
+    # First nobody uses what there is, then nobody makes something: who uses one value may wait for the making of another.
     _registry_lock.acquire()
-    for holder in list(_registry):
+    _resting[:] = list(_registry)
+    for holder in _resting:
         holder._rest()
-        _resting.append(holder)
+    for holder in _resting:
+        holder._hold()
 
 
 def _after_fork_in_parent() -> None:

@@ -96,7 +96,7 @@ class Message(msgspec.Struct, Generic[R], frozen=True, order=True, forbid_unknow
                 is_plain(self.args)
                 and (not kwargs or is_plain(kwargs))
                 and (not options or is_plain(options))
-                and type(self.message_id) is str is type(self.queue_name) is type(self.actor_name)
+                and type(self.message_id) is type(self.queue_name) is type(self.actor_name) is str
                 and type(self.message_timestamp) is int
             ):
                 fast = try_fast_encode(self)

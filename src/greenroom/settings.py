@@ -57,6 +57,11 @@ def getenv_int(name: str, default: int | None = None) -> int | None:
     return default
 
 
+def setenv_default(name: str, value: str) -> str:
+    """Sets a variable that a library of others reads, unless it is set; returns what it is then."""
+    return os.environ.setdefault(name, value)
+
+
 def broker_url() -> str | None:
     """The URL of the default broker, or None."""
     return os.environ.get(URL_VARIABLE) or None

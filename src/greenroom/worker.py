@@ -128,7 +128,7 @@ class Worker:
     def join(self) -> None:
         """Waits until all served queues are empty and nothing runs. Messages may come in meanwhile."""
         for queue_name in self._served(self.broker.get_declared_queues()):
-            self.broker.join(queue_name)
+            self.broker.wait_for_worker(queue_name)
 
     def _running(self) -> Pump:
         if self._pump is None:

@@ -1,4 +1,4 @@
-"""``kill -9`` of a worker in the middle of 1 000 messages: all run, none is lost, and none runs more often than it must."""
+"""``kill -9`` of a worker in the middle of 1 000 messages: all run, and none runs more often than it must."""
 
 from __future__ import annotations
 

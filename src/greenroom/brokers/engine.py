@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from ..broker import Broker
@@ -48,7 +48,7 @@ class EngineBroker(Broker):
             self.emit_before("enqueue", message, delay)
         if delay is not None and hooks.before_delay_message:
             self.emit_before("delay_message", message)
-        self.transport.push((self.envelope(message),))
+        self._push((message,), delay)
         if hooks.after_enqueue:
             self.emit_after("enqueue", message, delay)
         return message
@@ -65,11 +65,15 @@ class EngineBroker(Broker):
         if delay is not None and hooks.before_delay_message:
             for message in chunk:
                 self.emit_before("delay_message", message)
-        envelope = self.envelope
-        self.transport.push([envelope(message) for message in chunk])
+        self._push(chunk, delay)
         if hooks.after_enqueue:
             for message in chunk:
                 self.emit_after("enqueue", message, delay)
+
+    def _push(self, messages: Sequence[Message[Any]], delay_ms: int | None) -> None:
+        """Hands over to the engine what the hooks have let through; ``delay_ms`` is in the messages' eta already."""
+        envelope = self.envelope
+        self.transport.push([envelope(message) for message in messages])
 
     def envelope(self, message: Message[Any]) -> Envelope:
         """The message as it is pushed: encoded, with its priority and due time."""

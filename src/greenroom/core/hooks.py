@@ -68,6 +68,11 @@ class HookTable:
         self.wrap = overridden(middleware, base, "wrap")
         self.awrap = overridden(middleware, base, "awrap")
 
+    def lean(self, name: str, actor: Any) -> tuple[Hook, ...]:
+        """The methods of the hook ``name`` that may do something for a message of ``actor`` which carries no options
+        and succeeds (see ``Middleware.idle_hooks``)."""
+        return tuple(hook for hook in self.get(name) if not _is_idle(hook, name, actor))
+
     def get(self, name: str) -> tuple[Hook, ...]:
         """The methods of the hook ``name``; raises ``AttributeError`` if there is no such hook."""
         hooks: tuple[Hook, ...] = getattr(self, name)
@@ -85,3 +90,17 @@ def overridden(middleware: Iterable[Any], base: type, name: str) -> tuple[Hook, 
             continue
         found.append(method)
     return tuple(found)
+
+
+def _is_idle(hook: Hook, name: str, actor: Any) -> bool:
+    middleware = getattr(hook, "__self__", None)
+    # A subclass that overrides the hook but not `idle_hooks` has made its own promise void.
+    declared = _definer(type(middleware), "idle_hooks")
+    if declared is None or not issubclass(declared, _definer(type(middleware), name) or object):
+        return False
+    return name in middleware.idle_hooks(actor)  # type: ignore[union-attr]  # it has `idle_hooks`: a class defines it
+
+
+def _definer(cls: type, name: str) -> type | None:
+    """The class in whose body ``name`` is defined, of ``cls`` and its bases."""
+    return next((c for c in cls.__mro__ if name in c.__dict__), None)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import math
+from collections.abc import Callable, Iterable, Mapping
 from datetime import timedelta
+from numbers import Real
 from typing import Any
 
 MIN_PRIORITY = -1000
@@ -50,9 +52,68 @@ def delay_to_ms(delay: float | timedelta | None) -> int | None:
     if isinstance(delay, timedelta):
         delay_ms = int(delay.total_seconds() * 1000)
     elif isinstance(delay, (int, float)) and not isinstance(delay, bool):
-        delay_ms = int(delay)
+        delay_ms = int(delay) if math.isfinite(delay) else -1
     else:
         raise TypeError(f"delay must be milliseconds or a timedelta, not {type(delay).__name__}.")
     if not 0 <= delay_ms <= MAX_DELAY_MS:
         raise ValueError(f"delay must be from 0 to {MAX_DELAY_MS} milliseconds, not {delay_ms}.")
     return delay_ms
+
+
+def check_options(options: Mapping[str, Any]) -> None:
+    """Checks the values of the options that the library itself reads. Others are nobody's business here.
+
+    Raises:
+      ValueError: For a number out of its bounds.
+      TypeError: For a value of the wrong type.
+    """
+    for name, value in options.items():
+        check = _CHECKS.get(name)
+        if check is not None and value is not None:
+            check(name, value)
+
+
+def check_not_negative(name: str, value: Any) -> None:
+    """Raises unless ``value`` is a number and at least 0."""
+    if not _number(name, value) >= 0:
+        raise ValueError(f"{name} must not be negative: {value!r}.")
+
+
+def check_time_limit(name: str, value: Any) -> None:
+    """Raises unless ``value`` is a number greater than 0."""
+    if not _number(name, value) > 0:
+        raise ValueError(f"{name} must be greater than 0 milliseconds, or None or float('inf') for none: {value!r}.")
+
+
+def _number(name: str, value: Any) -> float:
+    if not isinstance(value, Real):
+        raise TypeError(f"{name} must be a number, not {type(value).__name__}.")
+    number = float(value)
+    if math.isnan(number):
+        raise ValueError(f"{name} must be a number, not NaN.")
+    return number
+
+
+def _check_callable(name: str, value: Any) -> None:
+    if not callable(value):
+        raise TypeError(f"{name} must be a function, not {type(value).__name__}.")
+
+
+def _check_exception_classes(name: str, value: Any) -> None:
+    classes = value if isinstance(value, tuple) else (value,)
+    if not all(isinstance(item, type) and issubclass(item, BaseException) for item in classes):
+        raise TypeError(f"{name} must be an exception class or a tuple of them, not {value!r}.")
+
+
+_CHECKS: dict[str, Callable[[str, Any], object]] = {
+    "delay": lambda _name, value: delay_to_ms(value),
+    "max_age": check_not_negative,
+    "max_backoff": check_not_negative,
+    "max_retries": check_not_negative,
+    "min_backoff": check_not_negative,
+    "priority": lambda _name, value: check_priority(value),
+    "result_ttl": check_not_negative,
+    "retry_when": _check_callable,
+    "throws": _check_exception_classes,
+    "time_limit": check_time_limit,
+}

@@ -8,7 +8,7 @@ from ..logging import get_logger
 from .middleware import Middleware, SkipMessage
 
 if TYPE_CHECKING:
-    from ..ports.nouns import BrokerLike
+    from ..ports.nouns import ActorLike, BrokerLike
 
 
 class AgeLimit(Middleware):
@@ -27,6 +27,10 @@ class AgeLimit(Middleware):
     @property
     def actor_options(self) -> set[str]:
         return {"max_age"}
+
+    def idle_hooks(self, actor: ActorLike) -> frozenset[str]:
+        limited = actor.options.get("max_age", self.max_age) is not None
+        return frozenset() if limited else frozenset({"before_process_message"})
 
     def before_process_message(self, broker: BrokerLike, message: Any) -> None:
         max_age = message.options.get("max_age")

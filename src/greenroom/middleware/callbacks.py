@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from .middleware import Middleware
 
 if TYPE_CHECKING:
-    from ..ports.nouns import BrokerLike
+    from ..ports.nouns import ActorLike, BrokerLike
 
 
 class Callbacks(Middleware):
@@ -17,6 +17,9 @@ class Callbacks(Middleware):
     @property
     def actor_options(self) -> set[str]:
         return {"on_failure", "on_success"}
+
+    def idle_hooks(self, actor: ActorLike) -> frozenset[str]:
+        return frozenset() if actor.options.get("on_success") else frozenset({"after_process_message"})
 
     def after_process_message(
         self, broker: BrokerLike, message: Any, *, result: Any = None, exception: BaseException | None = None

@@ -41,6 +41,11 @@ class Middleware:
         """Functions that the command line runs in processes of their own, beside the workers."""
         return []
 
+    def idle_hooks(self, actor: ActorLike) -> frozenset[str]:
+        """Which of ``before_process_message`` and ``after_process_message`` do nothing for this actor's messages, as
+        long as a message carries no options and succeeds. They are then not called: a worker asks once an actor."""
+        return frozenset()
+
     # --- the life of a message, on the sender's side
 
     def before_enqueue(self, broker: BrokerLike, message: Any, delay: int | None) -> None:

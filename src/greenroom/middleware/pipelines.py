@@ -8,7 +8,7 @@ from ..message import Message
 from .middleware import Middleware
 
 if TYPE_CHECKING:
-    from ..ports.nouns import BrokerLike
+    from ..ports.nouns import ActorLike, BrokerLike
 
 
 class Pipelines(Middleware):
@@ -18,6 +18,9 @@ class Pipelines(Middleware):
     @property
     def actor_options(self) -> set[str]:
         return {"pipe_ignore", "pipe_target"}
+
+    def idle_hooks(self, actor: ActorLike) -> frozenset[str]:
+        return frozenset({"after_process_message"})  # a target is an option of the message
 
     def after_process_message(
         self, broker: BrokerLike, message: Any, *, result: Any = None, exception: BaseException | None = None

@@ -20,7 +20,7 @@ from ..logging import get_logger
 from .middleware import Middleware
 
 if TYPE_CHECKING:
-    from ..ports.nouns import BrokerLike
+    from ..ports.nouns import ActorLike, BrokerLike
 
 RetryWhen = Callable[[int, "BaseException | None"], bool]
 
@@ -59,6 +59,9 @@ class Retries(Middleware):
     @property
     def actor_options(self) -> set[str]:
         return {"max_retries", "min_backoff", "max_backoff", "retry_when", "throws", "on_retry_exhausted"}
+
+    def idle_hooks(self, actor: ActorLike) -> frozenset[str]:
+        return frozenset({"after_process_message"})  # nothing to do after a success
 
     def after_process_message(
         self, broker: BrokerLike, message: Any, *, result: Any = None, exception: BaseException | None = None

@@ -8,7 +8,7 @@ from ..errors import Interrupt
 from .middleware import Middleware
 
 if TYPE_CHECKING:
-    from ..ports.nouns import BrokerLike
+    from ..ports.nouns import ActorLike, BrokerLike
 
 
 class Shutdown(Interrupt):
@@ -36,17 +36,12 @@ class ShutdownNotifications(Middleware):
             notify = actor.options.get("notify_shutdown")
         return self.notify_shutdown if notify is None else bool(notify)
 
+    def idle_hooks(self, actor: ActorLike) -> frozenset[str]:
+        notify = actor.options.get("notify_shutdown")
+        notify = self.notify_shutdown if notify is None else notify
+        return frozenset() if notify else frozenset({"before_process_message"})
+
     def before_process_message(self, broker: BrokerLike, message: Any) -> None:
-        slot = message.slot
+        slot = message.slot  # cleared by the executor when the actor has returned
         if slot is not None and self.should_notify(broker.actors[message.actor_name], message):
             slot.notify_shutdown = True
-
-    def after_process_message(
-        self, broker: BrokerLike, message: Any, *, result: Any = None, exception: BaseException | None = None
-    ) -> None:
-        if message.slot is not None:
-            message.slot.notify_shutdown = False
-
-    def after_skip_message(self, broker: BrokerLike, message: Any) -> None:
-        if message.slot is not None:
-            message.slot.notify_shutdown = False

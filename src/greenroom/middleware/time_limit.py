@@ -38,15 +38,6 @@ class TimeLimit(Middleware):
         limit = message.options.get("time_limit")
         if limit is None:
             limit = broker.actors[message.actor_name].options.get("time_limit", self.time_limit)
-        if limit is not None and message.slot is not None:
-            message.slot.deadline = broker.clock.monotonic() + limit / 1000
-
-    def after_process_message(
-        self, broker: BrokerLike, message: Any, *, result: Any = None, exception: BaseException | None = None
-    ) -> None:
-        if message.slot is not None:
-            message.slot.deadline = 0.0
-
-    def after_skip_message(self, broker: BrokerLike, message: Any) -> None:
-        if message.slot is not None:
-            message.slot.deadline = 0.0
+        slot = message.slot  # its deadline is cleared by the executor when the actor has returned
+        if limit is not None and slot is not None:
+            slot.deadline = broker.clock.monotonic() + limit / 1000

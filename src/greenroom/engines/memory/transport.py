@@ -96,12 +96,15 @@ class MemoryTransport:
         self._clock = clock
         self._numbers = itertools.count()
         self._queues: dict[str, _Queue] = {}
-        self._claimed: dict[int, _Kept] = {}
+        self._claimed: dict[int, _Kept] = {}  # in the order of the claims
+        self._finished = 0
         self._consumers: set[MemoryConsumer] = set()
+        self._version = 0
         # guards: every message stands in exactly one place; held for one bounded operation, never across user code.
-        # A fork waits for it, and the child begins with one of its own.
-        self._lock = PerProcess(threading.Lock, before_fork=_acquire, after_fork=_release)
+        # A fork waits for it, and the child begins with one of its own. Reentrant, for those who hold `changed`.
+        self._lock = PerProcess(threading.RLock, before_fork=_acquire, after_fork=_release)
         self._lock.get()
+        self._changed = PerProcess(lambda: threading.Condition(self._lock.get()))
 
     @property
     def features(self) -> Features:
@@ -125,11 +128,13 @@ class MemoryTransport:
             for envelope in batch:
                 self._add(envelope, now_ms)
             self._tell({envelope.queue for envelope in batch})
+            self._note_change()
 
     def consumer(self, owner: str) -> MemoryConsumer:
         consumer = MemoryConsumer(self, owner)
         with self._lock.get():
             self._consumers.add(consumer)
+            self._note_change()
         return consumer
 
     def close(self) -> None:
@@ -144,6 +149,7 @@ class MemoryTransport:
         with self._lock.get():
             for consumer in self._consumers:
                 consumer._announce()
+            self._note_change()
 
     def counts(self, queues: Collection[str] | None = None) -> dict[str, Counts]:
         """Messages by queue: of all declared queues, or of those named. A delayed message counts as delayed until a
@@ -162,6 +168,7 @@ class MemoryTransport:
                 deleted = len(shelf.ready) + len(shelf.delayed)
                 shelf.ready.clear()
                 shelf.delayed.clear()
+            self._note_change()
             return deleted
 
     def dead(self, queue: str | None = None, *, limit: int = 100) -> list[DeadLetter]:
@@ -170,7 +177,30 @@ class MemoryTransport:
             newest = itertools.chain.from_iterable(shelf.dead[-limit:] for shelf in shelves)
             return [letter for _, letter in heapq.nlargest(limit, newest)]
 
+    def waiting_bodies(self, queue: str, *, delayed: bool) -> list[bytes]:
+        """The bodies of what is ready in a queue, or else of what is delayed, in the order of their turns."""
+        with self._lock.get():
+            shelf = self._queue(queue)
+            return [kept.envelope.body for _, _, kept in sorted(shelf.delayed if delayed else shelf.ready)]
+
+    def take_body(self, queue: str, *, delayed: bool) -> bytes | None:
+        """Takes the first of them out of the engine, for good; None if there is none."""
+        with self._lock.get():
+            shelf = self._queue(queue)
+            taken = _pop_lowest([shelf.delayed if delayed else shelf.ready], 1)
+            self._note_change()
+            return taken[0].envelope.body if taken else None
+
+    @property
+    def changed(self) -> threading.Condition:
+        """Notified after every change, for those who wait for one. Its lock is the transport's: hold it for a look."""
+        return self._changed.get()
+
     # What follows is called with the lock held.
+
+    def _note_change(self) -> None:
+        self._version += 1
+        self._changed.get().notify_all()
 
     def _queue(self, name: str) -> _Queue:
         queue = self._queues.get(name)
@@ -208,6 +238,7 @@ class MemoryTransport:
         self._check_settlement(settlement)
         self._give_up(kept)
         consumer._applied[-1].add(key)
+        self._finished += settlement.verdict is not Verdict.RELEASE
         if settlement.verdict is Verdict.RELEASE:
             self._queue(kept.envelope.queue).place(kept, settlement.due_ms, now_ms)
             touched.add(kept.envelope.queue)
@@ -250,25 +281,18 @@ class MemoryTransport:
         return len(promoted) == MAX_PROMOTED
 
     def _claim(self, consumer: MemoryConsumer, queues: Sequence[_Queue], limit: int) -> list[Delivery]:
-        deliveries = []
-        for kept in _pop_lowest([queue.ready for queue in queues], limit):
-            envelope = kept.envelope
-            kept.owner = consumer
-            kept.attempt += 1
-            self._claimed[kept.number] = kept
-            self._queues[envelope.queue].claimed += 1
-            deliveries.append(
-                Delivery(
-                    envelope.queue,
-                    envelope.id,
-                    envelope.body,
-                    kept.number,
-                    kept.attempt,
-                    kept.crashes,
-                    kept.attempt > 1,
-                )
-            )
-        return deliveries
+        lowest = _pop_lowest([queue.ready for queue in queues], limit)
+        return [self._hand_out(kept, consumer) for kept in lowest]
+
+    def _hand_out(self, kept: _Kept, consumer: MemoryConsumer) -> Delivery:
+        envelope = kept.envelope
+        kept.owner = consumer
+        kept.attempt += 1
+        self._claimed[kept.number] = kept
+        self._queues[envelope.queue].claimed += 1
+        return Delivery(
+            envelope.queue, envelope.id, envelope.body, kept.number, kept.attempt, kept.crashes, kept.attempt > 1
+        )
 
     def _give_back_all(self, consumer: MemoryConsumer) -> None:
         """Releases all that ``consumer`` has claimed."""
@@ -278,6 +302,7 @@ class MemoryTransport:
             self._give_up(kept)
             self._queues[kept.envelope.queue].place(kept, None, now_ms)
         self._tell({kept.envelope.queue for kept in held}, but=consumer)
+        self._note_change()
 
 
 class MemoryConsumer:
@@ -305,12 +330,14 @@ class MemoryConsumer:
             self._subscribed.update(dict.fromkeys(queues))
             self._paused.difference_update(queues)
             self._open = self._open.union(queues)
+            self._transport._note_change()
 
     def pause(self, queues: Collection[str]) -> None:
         with self._transport._lock.get():
             self._check_open()
             self._paused.update(queues)
             self._open = self._open.difference(queues)
+            self._transport._note_change()
 
     def exchange(self, settle: Sequence[Settlement], limit: int, skip: AbstractSet[str] = frozenset()) -> Exchange:
         if len(settle) > MAX_TRIP:
@@ -327,7 +354,23 @@ class MemoryConsumer:
             if limit > 0:
                 more = transport._promote(queues, now_ms)
                 deliveries = transport._claim(self, queues, min(limit, MAX_TRIP))
+            if settle or deliveries:
+                transport._note_change()
             return Exchange(deliveries, settled, lost, refused, more or any(queue.ready for queue in queues))
+
+    def claim(self, storage_id: str, queue: str) -> Delivery | None:
+        """Claims the one ready message that was pushed under ``storage_id``; None if it is not ready here any more."""
+        transport = self._transport
+        with transport._lock.get():
+            self._check_open()
+            ready = transport._queue(queue).ready
+            for index, (_, _, kept) in enumerate(ready):
+                if kept.envelope.id == storage_id:
+                    del ready[index]
+                    heapq.heapify(ready)
+                    transport._note_change()
+                    return transport._hand_out(kept, self)
+            return None
 
     def wait(self, timeout_s: float) -> None:
         clock = self._transport._clock
@@ -431,9 +474,9 @@ def _pop_lowest(heaps: Iterable[_Heap], limit: int, *, upto: float = math.inf) -
     return popped
 
 
-def _acquire(lock: threading.Lock) -> None:
+def _acquire(lock: Any) -> None:
     lock.acquire()
 
 
-def _release(lock: threading.Lock) -> None:
+def _release(lock: Any) -> None:
     lock.release()

@@ -37,6 +37,8 @@ T = TypeVar("T")
 SCHEMA_VERSION = 1
 #: "Grnr", so that a file of another program is not taken for a queue.
 APPLICATION_ID = 0x47726E72
+#: No SQLite database is smaller, unless it is empty.
+_SMALLEST_BYTES = 512
 #: RETURNING came with 3.35.
 MIN_SQLITE = (3, 35, 0)
 
@@ -224,6 +226,9 @@ class Database:
         except FileExistsError:
             if self.path.is_dir():
                 raise ConnectionFailed(f"The queue file {self.path} cannot be opened: it is a folder.") from None
+            # SQLite would take a tiny file for an empty database, and write over it.
+            if self.path.is_file() and 0 < self.path.stat().st_size < _SMALLEST_BYTES:
+                raise self._not_ours() from None
             return
         except PermissionError as e:
             raise BrokerReadOnly(f"The queue file {self.path} cannot be made: {e.strerror}.") from e
@@ -239,6 +244,10 @@ class Database:
             row = self._patiently(lambda: connection.execute(f"pragma {text}").fetchone())
             return row[0] if row else None
 
+        # In this order: another process that makes the queue now sets them all at once.
+        is_used = pragma("user_version") or pragma("schema_version")
+        if is_used and pragma("application_id") != APPLICATION_ID:
+            raise self._not_ours()
         pragma(f"page_size = {PAGE_BYTES}")  # heeded by a file that is still empty
         if pragma("journal_mode = wal") != "wal":
             raise ConnectionFailed(f"The queue file {self.path} cannot use a write-ahead log on this file system.")
@@ -254,6 +263,9 @@ class Database:
         if pragma("user_version") != SCHEMA_VERSION:
             self._create_schema(connection)
 
+    def _not_ours(self) -> BrokerCorrupt:
+        return BrokerCorrupt(f"{self.path} is not a Greenroom queue.", path=str(self.path))
+
     def _create_schema(self, connection: sqlite3.Connection) -> None:
         self._patiently(lambda: connection.execute("begin immediate"))
         try:
@@ -266,10 +278,6 @@ class Database:
                     f"{SCHEMA_VERSION}. Use the version of Greenroom that wrote it, or another file.",
                     found=found,
                     supported=SCHEMA_VERSION,
-                )
-            if connection.execute("select count(*) from sqlite_master").fetchone()[0]:
-                raise BrokerCorrupt(
-                    f"{self.path} is a SQLite database, but not a Greenroom queue.", path=str(self.path)
                 )
             for statement in _statements(files(__package__).joinpath("schema.sql").read_text("utf-8")):
                 connection.execute(statement)

@@ -76,9 +76,7 @@ class SqliteTransport:
 
     def close(self) -> None:
         """Closes what this process has open. The next use opens it again."""
-        share = self._process.take()
-        if share is not None:
-            share.close()
+        self._process.close(ProcessShare.close)
 
     # --- Admin
 

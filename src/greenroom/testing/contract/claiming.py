@@ -91,6 +91,16 @@ class ClaimingContract(TransportKit):
         assert bodies(claim(consumer, 2)) == [b"2", b"4"]
         assert bodies(claim(consumer, 2)) == [b"3", b"1"]
 
+    def test_many_queues_are_merged(self, transport: Transport) -> None:
+        """However messages are spread over queues and claims, they come in one order: by priority, then by push."""
+        if not transport.features.priority:
+            pytest.skip("the engine knows no priorities")
+        sent = [envelope(b"%d" % i, "abcdefg"[i * i % 7], priority=i * 31 % 5) for i in range(200)]
+        transport.push(sent)
+        consumer = consumer_of(transport, *"gfedcba")
+        got = [body for _ in range(20) for body in bodies(claim(consumer, 10))]
+        assert got == [kept.body for kept in sorted(sent, key=lambda kept: kept.priority)]
+
     def test_a_later_push_of_lower_priority_overtakes(self, transport: Transport) -> None:
         """What is pushed later with a lower number comes before what waits already."""
         if not transport.features.priority:

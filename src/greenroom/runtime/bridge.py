@@ -1,0 +1,388 @@
+"""The bridge: a broker that a user wrote in Dramatiq's style, made a transport.
+
+Such a broker brings ``enqueue``, ``declare_queue`` and ``consume``, which returns an iterator with ``ack``, ``nack`` and
+``requeue``. Its guarantees are those that Dramatiq gives it: at least once, a retry is a message of its own. What it is
+told, and by whom:
+
+* one feeder thread a queue, and one for its delayed side (``q.DQ``) where the broker declares one, iterates; a feeder
+  keeps iterating while tasks run, since many consumers keep their connection alive in there;
+* the pump acks, nacks and requeues, as Dramatiq's worker threads do: from another thread than the one that iterates;
+* a message with an ``eta`` is held here, unacknowledged, until it is due, and acknowledged once it has run;
+* a consumer that fails is made anew, after a wait with full jitter; what it has handed out stays and is acknowledged
+  through the new one, so a broker that gives it out again has it run twice.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import threading
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Set as AbstractSet
+from queue import Empty, SimpleQueue
+from typing import Any
+
+from ..backoff import full_jitter_s
+from ..core.verdict import Verdict
+from ..errors import BrokerConnectionError, BrokerError, ConnectionClosed, MiddlewareError
+from ..logging import get_logger
+from ..message import decode_message
+from ..names import dq_name, new_storage_id, q_name
+from ..ports.transport import Delivery, Envelope, Exchange, Features, Settlement
+
+logger = get_logger("greenroom.worker", "ConsumerThread")
+
+
+class BridgeTransport:
+    """A ``Transport`` over a broker of Dramatiq's style. Any thread may use it.
+
+    Parameters:
+      broker: The broker.
+      queue_prefetch: How many messages of a queue its consumer may have handed out.
+      delay_prefetch: The same for the delayed side of a queue.
+      timeout_ms: After how long an idle consumer yields None.
+      restart_delay_ms: The longest wait before a consumer that failed is made anew.
+    """
+
+    features = Features(delay=False, priority=False, lease=False, counts_delayed=False)
+
+    def __init__(
+        self, broker: Any, *, queue_prefetch: int, delay_prefetch: int, timeout_ms: int, restart_delay_ms: int
+    ) -> None:
+        self.broker = broker
+        self.queue_prefetch = queue_prefetch
+        self.delay_prefetch = delay_prefetch
+        self.timeout_ms = timeout_ms
+        self.restart_delay_s = restart_delay_ms / 1000
+
+    def declare(self, queues: Collection[str]) -> None:
+        for queue in queues:
+            self.broker.declare_queue(queue)
+
+    def push(self, batch: Sequence[Envelope]) -> None:
+        """One by one: such a broker knows no batches."""
+        for envelope in batch:
+            delay_ms = None
+            if envelope.due_ms is not None:
+                delay_ms = max(0, envelope.due_ms - self.broker.clock.now_ms())
+            self.broker.enqueue(decode_message(envelope.body), delay=delay_ms)
+
+    def consumer(self, owner: str) -> BridgeConsumer:
+        return BridgeConsumer(self)
+
+    def close(self) -> None:
+        """Does nothing: the broker belongs to the user."""
+
+
+class _Held:
+    """A message that a consumer has handed out and that is not settled. Owned by the feeder that made it, then by the
+    pump."""
+
+    __slots__ = ("attempt", "body", "due_ms", "feeder", "proxy", "queue")
+
+    def __init__(self, feeder: _Feeder, proxy: Any, clock_now_ms: int) -> None:
+        self.feeder = feeder
+        self.proxy = proxy
+        self.queue = q_name(feeder.queue_name)
+        self.due_ms = _due_ms(proxy, clock_now_ms)
+        message = getattr(proxy, "_message", proxy)
+        options = {name: value for name, value in message.options.items() if name != "eta"}
+        self.body: bytes = message._replace(queue_name=self.queue, options=options).encode()
+        self.attempt = 0
+
+
+def _due_ms(proxy: Any, now_ms: int) -> int | None:
+    eta = proxy.options.get("eta")
+    if eta is None:
+        return None
+    if isinstance(eta, bool) or not isinstance(eta, (int, float)):
+        logger.warning("Invalid eta value for message %r: %.100r. It is run at once.", proxy.message_id, eta)
+        return now_ms
+    return int(eta)
+
+
+class BridgeConsumer:
+    """A ``Consumer`` over the consumers of a user's broker. Owned by the pump; any thread may call ``wake``."""
+
+    def __init__(self, transport: BridgeTransport) -> None:
+        self._transport = transport
+        self._clock = transport.broker.clock
+        self._feeders: dict[str, _Feeder] = {}
+        self._news: SimpleQueue[_Held | None] = SimpleQueue()
+        self._woken = False
+        self._paused: set[str] = set()
+        self._ready: dict[str, deque[_Held]] = {}
+        self._delayed: list[tuple[int, int, _Held]] = []
+        self._numbers = itertools.count()
+        self._claimed: dict[str, _Held] = {}
+        self._applied: set[str] = set()  # what a trip has settled that failed later on: it is made again as it was
+
+    def subscribe(self, queues: Collection[str]) -> None:
+        broker = self._transport.broker
+        for queue in dict.fromkeys(q_name(name) for name in queues):
+            self._paused.discard(queue)
+            self._ready.setdefault(queue, deque())
+            self._feed_from(queue, self._transport.queue_prefetch)
+            if dq_name(queue) in broker.get_declared_delay_queues():
+                self._feed_from(dq_name(queue), self._transport.delay_prefetch)
+
+    def _feed_from(self, queue_name: str, prefetch: int) -> None:
+        feeder = self._feeders.get(queue_name)
+        if feeder is None:
+            feeder = self._feeders[queue_name] = _Feeder(self._transport, queue_name, prefetch, self._news.put)
+            feeder.start()
+        feeder.resume()
+
+    def pause(self, queues: Collection[str]) -> None:
+        for queue in {q_name(name) for name in queues}:
+            self._paused.add(queue)
+            for name in (queue, dq_name(queue)):
+                if name in self._feeders:
+                    self._feeders[name].pause()
+
+    def exchange(self, settle: Sequence[Settlement], limit: int, skip: AbstractSet[str] = frozenset()) -> Exchange:
+        self._take_news()
+        settled, lost = self._settle_all(settle)
+        closed = self._paused | skip
+        shelves = [shelf for queue, shelf in self._ready.items() if queue not in closed]
+        deliveries = self._claim(shelves, limit)
+        return Exchange(deliveries, settled, lost, more=any(shelves))
+
+    def _settle_all(self, settle: Sequence[Settlement]) -> tuple[list[Settlement], list[Settlement]]:
+        settled: list[Settlement] = []
+        lost: list[Settlement] = []
+        requeued: dict[_Feeder, list[Any]] = {}
+        for settlement in settle:
+            token = settlement.delivery.token
+            held = self._claimed.get(token)
+            if held is None:
+                (settled if token in self._applied else lost).append(settlement)
+                continue
+            try:
+                self._settle(held, settlement, requeued)
+            except BrokerError:
+                raise
+            except Exception:
+                logger.exception("Settling message %s failed; it is left to the broker.", held.proxy.message_id)
+                lost.append(settlement)
+            else:
+                settled.append(settlement)
+                self._applied.add(token)
+            del self._claimed[token]
+        _requeue(requeued)
+        self._applied.clear()
+        return settled, lost
+
+    def _settle(self, held: _Held, settlement: Settlement, requeued: dict[_Feeder, list[Any]]) -> None:
+        verdict, consumer = settlement.verdict, held.feeder.connected()
+        if settlement.push:
+            self._transport.push(settlement.push)
+        if verdict is Verdict.RETRY and settlement.retry is not None and not self._has_pushed(settlement.retry):
+            verdict = Verdict.DEAD
+        if verdict is Verdict.DEAD:
+            held.proxy.fail()
+            consumer.nack(held.proxy)
+        elif verdict is not Verdict.RELEASE:
+            consumer.ack(held.proxy)
+        elif settlement.due_ms is not None:
+            self._delay(held, settlement.due_ms)
+        else:
+            requeued.setdefault(held.feeder, []).append(held.proxy)
+
+    def _has_pushed(self, retry: Envelope) -> bool:
+        try:
+            self._transport.push((retry,))
+        except Exception:
+            logger.exception("A retry could not be enqueued; the message goes to the dead letters.")
+            return False
+        return True
+
+    def _claim(self, shelves: Iterable[deque[_Held]], limit: int) -> list[Delivery]:
+        deliveries: list[Delivery] = []
+        for shelf in shelves:
+            while shelf and len(deliveries) < limit:
+                held = shelf.popleft()
+                held.attempt += 1
+                if held.attempt == 1:
+                    held.feeder.has_room()
+                token = new_storage_id()
+                self._claimed[token] = held
+                deliveries.append(Delivery(held.queue, token, held.body, token, held.attempt))
+        return deliveries
+
+    # --- what came, and what is due
+
+    def _take_news(self) -> None:
+        try:
+            while True:
+                self._take(self._news.get_nowait())
+        except Empty:
+            self._promote()
+
+    def _take(self, held: _Held | None) -> None:
+        if held is None:
+            return
+        if held.due_ms is not None:
+            self._delay(held, held.due_ms)
+        else:
+            self._ready[held.queue].append(held)
+
+    def _delay(self, held: _Held, due_ms: int) -> None:
+        heapq.heappush(self._delayed, (due_ms, next(self._numbers), held))
+
+    def _promote(self) -> None:
+        now_ms = self._clock.now_ms()
+        while self._delayed and self._delayed[0][0] <= now_ms:
+            held = heapq.heappop(self._delayed)[2]
+            self._ready[held.queue].append(held)
+
+    def wait(self, timeout_s: float) -> None:
+        self._take_news()
+        if not self._woken and not any(shelf for queue, shelf in self._ready.items() if queue not in self._paused):
+            if self._delayed:
+                timeout_s = min(timeout_s, max(0.0, (self._delayed[0][0] - self._clock.now_ms()) / 1000))
+            try:
+                self._take(self._news.get(timeout=timeout_s))
+            except Empty:
+                pass
+        self._woken = False
+
+    def wake(self) -> None:
+        self._woken = True
+        self._news.put(None)
+
+    def extend(self) -> None:
+        """Does nothing: such brokers have no lease that we know of."""
+
+    def close(self) -> None:
+        """Ends the feeders, and gives back what has not started. What still runs is left to the broker."""
+        for feeder in self._feeders.values():
+            feeder.stop()
+        ended = {feeder for feeder in self._feeders.values() if feeder.has_ended()}
+        self._take_news()
+        waiting = [held for shelf in self._ready.values() for held in shelf] + [entry[2] for entry in self._delayed]
+        requeued: dict[_Feeder, list[Any]] = {}
+        for held in waiting:
+            if held.feeder in ended:
+                requeued.setdefault(held.feeder, []).append(held.proxy)
+        self._ready.clear()
+        self._delayed.clear()
+        try:
+            _requeue(requeued)
+        except Exception:
+            logger.exception("Giving messages back failed; they are left to the broker.")
+        for feeder in ended:
+            feeder.disconnect()
+
+
+def _requeue(requeued: dict[_Feeder, list[Any]]) -> None:
+    for feeder, proxies in requeued.items():
+        feeder.connected().requeue(proxies)
+
+
+class _Feeder(threading.Thread):
+    """Iterates one consumer of the user's broker. Owns its ``consumer``, which the pump uses to settle."""
+
+    def __init__(
+        self, transport: BridgeTransport, queue_name: str, prefetch: int, arrived: Callable[[_Held], None]
+    ) -> None:
+        super().__init__(name=f"consumer-{queue_name}", daemon=True)
+        self.queue_name = queue_name
+        self.consumer: Any = None
+        self._transport = transport
+        self._prefetch = prefetch
+        self._arrived = arrived
+        self._stops = threading.Event()
+        self._runs = threading.Event()
+        # One more than the prefetch: a consumer that keeps to it is always iterated on, one that does not is held up.
+        self._room = threading.Semaphore(prefetch + 1)
+
+    # --- called by the pump
+
+    def pause(self) -> None:
+        self._runs.clear()
+
+    def resume(self) -> None:
+        self._runs.set()
+
+    def has_room(self) -> None:
+        """One of those that wait was claimed."""
+        self._room.release()
+
+    def connected(self) -> Any:
+        """The consumer; raises ``ConnectionClosed`` while there is none."""
+        consumer = self.consumer
+        if consumer is None:
+            raise ConnectionClosed(f"The consumer of queue {self.queue_name!r} is being connected.")
+        return consumer
+
+    def stop(self) -> None:
+        self._stops.set()
+        self._runs.set()
+        self._room.release()
+
+    def has_ended(self) -> bool:
+        """Waits as long as an idle consumer may take to yield."""
+        self.join(self._transport.timeout_ms / 1000 + 1.0)
+        if self.is_alive():
+            logger.warning("The consumer of queue %r does not end; its messages are left to the broker.", self.queue_name)
+        return not self.is_alive()
+
+    def disconnect(self) -> None:
+        consumer, self.consumer = self.consumer, None
+        if consumer is not None:
+            try:
+                consumer.close()
+            except Exception:
+                logger.exception("Closing the consumer of queue %r failed.", self.queue_name)
+
+    # --- the thread
+
+    def run(self) -> None:
+        failures = 0
+        while not self._stops.is_set():
+            try:
+                self._connect()
+                failures = 0
+                self._iterate()
+            except BrokerConnectionError as e:
+                logger.critical("The consumer of queue %r has lost its connection: %s", self.queue_name, e)
+            except Exception:
+                logger.critical("The consumer of queue %r has failed.", self.queue_name, exc_info=True)
+            if not self._stops.is_set():
+                self.disconnect()
+                self._stops.wait(full_jitter_s(failures, cap_s=self._transport.restart_delay_s))
+                failures += 1
+
+    def _connect(self) -> None:
+        transport = self._transport
+        self.consumer = transport.broker.consume(
+            self.queue_name, prefetch=self._prefetch, timeout=transport.timeout_ms
+        )
+
+    def _iterate(self) -> None:
+        messages = iter(self.consumer)
+        while True:
+            self._runs.wait()
+            self._room.acquire()
+            if self._stops.is_set():
+                return
+            proxy = next(messages, self)
+            if proxy is self:  # the consumer has ended by itself
+                return
+            if proxy is None or not self._hand_over(proxy):
+                self._room.release()
+
+    def _hand_over(self, proxy: Any) -> bool:
+        broker = self._transport.broker
+        try:
+            if "eta" in proxy.options:
+                broker.emit_before("delay_message", proxy)
+            held = _Held(self, proxy, broker.clock.now_ms())
+        except (MiddlewareError, TypeError, ValueError) as e:
+            logger.error("Message %s of queue %r cannot be run: %s", proxy.message_id, self.queue_name, e)
+            self.connected().nack(proxy)
+            return False
+        self._arrived(held)
+        return True
