@@ -56,8 +56,7 @@ _PUBLIC = {
 
 #: Modules that are attributes of the package without being imported first, as in ``dramatiq.middleware.Retries``.
 _MODULES = frozenset(
-    ("asyncio", "broker", "brokers", "common", "encoder", "errors", "generic", "logging", "message", "middleware")
-    + ("threading", "worker")
+    "asyncio broker brokers common encoder errors generic logging message middleware threading worker".split()
 )
 
 __all__ = ["Actor", "actor", *_PUBLIC, "__version__"]  # noqa: PLE0604  # names of the table above

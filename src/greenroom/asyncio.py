@@ -103,8 +103,8 @@ class EventLoopThread(threading.Thread):
 
 
 class _Call(Generic[R]):
-    """A coroutine on its way through a loop. ``start``, ``wait``, ``cancel`` and ``outcome`` are for the calling thread,
-    the rest runs on the loop's.
+    """A coroutine on its way through a loop. What begins with an underscore runs on the loop's thread, the rest is for
+    the calling one.
 
     Not a ``concurrent.futures.Future``: an interrupt that lands while the caller holds that one's lock would stop the
     loop for ever; and its timeout cannot be told from a ``TimeoutError`` of the coroutine.

@@ -17,7 +17,7 @@ from .errors import ActorNotFound, MiddlewareError
 from .logging import get_logger
 from .message import MAX_MESSAGE_BYTES, Message
 from .middleware import Middleware, default_middleware
-from .names import dq_name
+from .names import dq_name, q_name
 from .ports.transport import Envelope
 
 __all__ = ["Broker", "Consumer", "MessageProxy", "get_broker", "set_broker"]
@@ -41,6 +41,9 @@ _MESSAGE_OPTIONS = frozenset(
         "traceback",
     )
 )
+
+#: What workers listen for: brokers of a user's own have to emit these, too.
+_DECLARES = frozenset(("declare_queue", "declare_delay_queue"))
 
 #: The default broker; None until one is set or asked for.
 global_broker: Broker | None = None
@@ -80,6 +83,8 @@ def declare_later(actor: Any) -> None:
 class Broker:
     """Base class of brokers. What a broker of one's own must bring: ``enqueue``, ``declare_queue`` and ``consume``.
 
+    Such a broker runs under ``Worker`` as it would under Dramatiq's, with the guarantees that it has there.
+
     Parameters:
       middleware: Instances, in order; None for one of each of ``default_middleware``.
       max_message_bytes: The largest encoded message that is accepted; 16 MiB by default.
@@ -87,6 +92,9 @@ class Broker:
       unknown_actor_ttl_ms: How long a message is kept trying whose actor no worker knows; 15 minutes by default.
       clock: What the broker and its workers take for the time.
     """
+
+    #: The engine below; None for a broker of a user's own, whose ``consume`` a worker calls.
+    transport: Any = None
 
     def __init__(
         self,
@@ -168,16 +176,19 @@ class Broker:
             self._middleware.insert(index if before else index + 1, middleware)
         else:
             self._middleware.append(middleware)
-        self.actor_options |= middleware.actor_options
-        self._tell_declared(middleware)
+        self.actor_options |= getattr(middleware, "actor_options", set())
+        self._tell_declared(HookTable([middleware], Middleware))
 
-    def _tell_declared(self, middleware: Middleware) -> None:
-        for name in self.get_declared_actors():
-            middleware.after_declare_actor(self, self.actors[name])
-        for name in self.get_declared_queues():
-            middleware.after_declare_queue(self, name)
-        for name in self.get_declared_delay_queues():
-            middleware.after_declare_delay_queue(self, name)
+    def _tell_declared(self, hooks: HookTable) -> None:
+        for hook in hooks.get("after_declare_actor"):
+            for name in self.get_declared_actors():
+                hook(self, self.actors[name])
+        for hook in hooks.get("after_declare_queue"):
+            for name in self.get_declared_queues():
+                hook(self, name)
+        for hook in hooks.get("after_declare_delay_queue"):
+            for name in self.get_declared_delay_queues():
+                hook(self, name)
 
     def emit_before(self, signal: str, *args: Any, **kwargs: Any) -> None:
         """Runs the hooks ``before_<signal>``. A ``MiddlewareError`` goes through, other exceptions are logged."""
@@ -196,14 +207,17 @@ class Broker:
                 hook(self, *args, **kwargs)
             except Exception:  # noqa: BLE001  # a broken hook must not stop the others
                 self._hook_failed("after", signal, hook)
+        if signal in _DECLARES:
+            for listener in list(self.queue_listeners):
+                listener(q_name(args[0]))
 
     def _hook_failed(self, when: str, signal: str, hook: Callable[..., Any]) -> None:
         owner = type(getattr(hook, "__self__", hook)).__name__
         self.logger.critical("Unexpected failure in %s_%s of %s.", when, signal, owner, exc_info=True)
 
     def note_failure(self, message: MessageProxy, exception: BaseException) -> None:
-        """Called in a worker with every exception that an actor raised, before the hooks. Does nothing here; brokers for
-        tests keep it, to raise it again where the test can see it."""
+        """Called in a worker with every exception that an actor raised, before the hooks. Does nothing here; brokers
+        for tests keep it, to raise it again where the test can see it."""
 
     def note_retry(self, message: MessageProxy, envelope: Envelope, delay_ms: int) -> None:
         """Called in a worker when a message that failed is about to be replaced by ``envelope``. Does nothing here."""
@@ -238,8 +252,6 @@ class Broker:
         delayed = dq_name(queue_name)
         self.delay_queues.add(delayed)
         self.emit_after("declare_delay_queue", delayed)
-        for listener in list(self.queue_listeners):
-            listener(queue_name)
 
     def _add_queue(self, queue_name: str) -> None:
         if isinstance(self.queues, set):
@@ -302,10 +314,13 @@ class Broker:
 
     def check_message_options(self, message: Message[Any]) -> None:
         """Warns (or with ``strict_options`` raises ``ValueError``) about options that look misspelt."""
+        unknown = message.options.keys() - self.actor_options - _MESSAGE_OPTIONS
+        if not unknown:
+            return
         known = self.actor_options | _MESSAGE_OPTIONS
         for m in self._middleware:
             known |= getattr(m, "message_options", set())
-        for name in message.options.keys() - known:
+        for name in unknown - known:
             near = near_name(name, known)
             if self.strict_options or near:
                 hint = f" Did you mean {near!r}?" if near else ""

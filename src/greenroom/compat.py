@@ -55,9 +55,9 @@ def uninstall() -> None:
     """Undoes ``install``. Modules that have imported ``dramatiq`` keep what they have."""
     sys.meta_path[:] = [finder for finder in sys.meta_path if not isinstance(finder, _Finder)]
     for name, module in list(sys.modules.items()):
-        if name == _ALIAS or name.startswith(f"{_ALIAS}."):
-            if module is sys.modules.get(_REAL + name[len(_ALIAS) :]):
-                del sys.modules[name]
+        is_alias = name == _ALIAS or name.startswith(f"{_ALIAS}.")
+        if is_alias and module is sys.modules.get(_REAL + name[len(_ALIAS) :]):
+            del sys.modules[name]
 
 
 class _Finder(MetaPathFinder):

@@ -113,7 +113,7 @@ class PerProcess(Generic[T]):
 
 
 def _before_fork() -> None:
-    # First nobody uses what there is, then nobody makes something: who uses one value may wait for the making of another.
+    # First nobody uses what there is, then nobody makes more: who uses one value may wait for another to be made.
     _registry_lock.acquire()
     _resting[:] = list(_registry)
     for holder in _resting:

@@ -150,7 +150,7 @@ _fast_decode = msgspec.json.Decoder(Message[Any]).decode
 def decode_message(data: bytes) -> Message[Any]:
     """``Message.decode`` as a function, for the worker's hot path."""
     if type(_encoders._encoder) is not JSONEncoder:
-        return _from_fields(get_encoder().decode(data), data)
+        return _from_fields(_foreign_decode(data), data)
     try:
         message = _fast_decode(data)
     except (ValueError, RecursionError):
@@ -160,6 +160,19 @@ def decode_message(data: bytes) -> Message[Any]:
             if _is_deeper_than(value, MAX_DEPTH):
                 raise InvalidMessage(f"The {name} are nested more than {MAX_DEPTH} deep.", data, field=name)
     return message
+
+
+def _foreign_decode(data: bytes) -> dict[str, Any]:
+    """The fields by an encoder of a user's own, which may raise anything."""
+    try:
+        fields = get_encoder().decode(data)
+    except DecodeError:
+        raise
+    except Exception as e:
+        raise DecodeError(f"failed to decode message: {type(e).__name__}: {e}", data, e) from e
+    if not isinstance(fields, dict):
+        raise DecodeError(f"failed to decode message: expected a dict, got {type(fields).__name__}", data)
+    return fields
 
 
 _FIELD_TYPES: Mapping[str, tuple[type, ...]] = {

@@ -18,6 +18,7 @@ __all__ = [
     "current_platform",
     "is_gevent_active",
     "raise_thread_exception",
+    "recall_thread_exception",
     "supported_platforms",
 ]
 
@@ -48,3 +49,9 @@ def raise_thread_exception(thread_id: int, exception: type[BaseException]) -> No
     elif count > 1:  # documented as impossible for a valid id: undo
         ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread_id), None)
         logger.critical("Exception (%s) was set in multiple threads. Undoing.", exception.__name__)
+
+
+def recall_thread_exception(thread_id: int) -> None:
+    """Takes back an exception that was set in a thread and not raised there yet; does nothing if there is none."""
+    if current_platform in supported_platforms:
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread_id), None)

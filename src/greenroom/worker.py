@@ -5,24 +5,35 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from .broker import Broker
 from .core.outbox import Outbox
 from .core.run import Run
 from .logging import get_logger
+from .names import q_name
+from .runtime.bridge import BridgeTransport
 from .runtime.hook_thread import HookThread
-from .runtime.intake import Intake
+from .runtime.loop import LoopExecutor
 from .runtime.pump import Pump
 from .runtime.threads import ThreadExecutor, WorkerThread
+from .runtime.ticker import Ticker
+from .runtime.views import ConsumerThread, WorkQueue
 from .settings import getenv_int
 
-__all__ = ["Worker", "WorkerThread"]
+__all__ = ["ConsumerThread", "Worker", "WorkerThread"]
+
+_ConsumerThread = ConsumerThread
+_WorkerThread = WorkerThread
 
 DEFAULT_WORKER_TIMEOUT_MS = 1000
 DEFAULT_WORKER_THREADS = 8
+DEFAULT_CONCURRENCY = 100
 DEFAULT_STOP_TIMEOUT_MS = 600_000
+#: The longest wait before a user's consumer that failed is made anew.
+DEFAULT_RESTART_DELAY_MS = 3000
+MAX_PREFETCH = 65_535
 
 
 class Worker:
@@ -33,6 +44,7 @@ class Worker:
       queues: Names of the queues to serve; None for all, also those declared later.
       worker_timeout: Milliseconds that a wait for messages may last; 1 000 by default (``greenroom_worker_timeout``).
       worker_threads: How many sync actors run at a time; 8 by default.
+      concurrency: How many async actors run at a time, on one event loop; 100 by default.
     """
 
     def __init__(
@@ -42,9 +54,12 @@ class Worker:
         queues: Iterable[str] | None = None,
         worker_timeout: int | None = None,
         worker_threads: int = DEFAULT_WORKER_THREADS,
+        concurrency: int = DEFAULT_CONCURRENCY,
     ) -> None:
         if worker_threads < 1:
             raise ValueError(f"worker_threads must be at least 1, not {worker_threads}.")
+        if concurrency < 1:
+            raise ValueError(f"concurrency must be at least 1, not {concurrency}.")
         if worker_timeout is None:
             worker_timeout = getenv_int("dramatiq_worker_timeout", DEFAULT_WORKER_TIMEOUT_MS)
         self.logger = get_logger(__name__, type(self))
@@ -52,14 +67,40 @@ class Worker:
         self.queues = None if queues is None else set(queues)
         self.worker_timeout: int = worker_timeout or DEFAULT_WORKER_TIMEOUT_MS
         self.worker_threads = worker_threads
+        self.concurrency = concurrency
+        #: What a user-written consumer may hand out of a queue, and of its delayed side.
+        self.queue_prefetch = _prefetch("dramatiq_queue_prefetch", 2 * worker_threads)
+        self.delay_prefetch = _prefetch("dramatiq_delay_queue_prefetch", 1000 * worker_threads)
+        #: While it runs: by queue, a view of its consumption.
+        self.consumers: dict[str, ConsumerThread] = {}
         self._pump: Pump | None = None
         self._executor: ThreadExecutor | None = None
+        self._loop: LoopExecutor | None = None
+        self._ticker: Ticker | None = None
         self._hook_thread: HookThread | None = None
+        #: Called once, when half of the threads are stuck: nothing is claimed any more, and the process should end.
+        self.on_stuck: Callable[[], None] | None = None
+        self._is_stuck = False
 
     @property
     def is_running(self) -> bool:
         """True between ``start`` and ``stop``."""
         return self._pump is not None
+
+    @property
+    def consumer_whitelist(self) -> set[str] | None:
+        """The names of the queues to serve; None for all."""
+        return self.queues
+
+    @property
+    def workers(self) -> list[WorkerThread]:
+        """The worker threads, while it runs."""
+        return [] if self._executor is None else list(self._executor.threads)
+
+    @property
+    def work_queue(self) -> WorkQueue:
+        """A view of what was claimed and waits for a thread."""
+        return WorkQueue(None if self._executor is None else self._executor.ready)
 
     def start(self) -> None:
         """Starts the pump and the threads.
@@ -71,23 +112,30 @@ class Worker:
         if self._pump is not None:
             raise RuntimeError("This worker runs already.")
         broker = self.broker
-        consumer = broker.transport.consumer(f"{socket.gethostname()}:{os.getpid()}")
+        consumer = self._transport().consumer(f"{socket.gethostname()}:{os.getpid()}")
         broker.emit_before("worker_boot", self)
         self._hook_thread = HookThread(broker)
         outbox = Outbox(self._ring)
         self._executor = executor = ThreadExecutor(broker, self.worker_threads, outbox)
+        self._loop = loop = LoopExecutor(broker, self.concurrency, outbox)
+        self._ticker = Ticker(broker, (executor, loop), after_round=self._look_after)
         self._pump = Pump(
+            broker,
             consumer,
-            Intake(broker, executor.ready),
             executor,
+            loop,
             outbox,
             wait_s=self.worker_timeout / 1000,
             settled=self._settled,
         )
-        consumer.subscribe(sorted(self._served(broker.get_declared_queues())))
+        served = sorted(self._served(broker.get_declared_queues()))
+        consumer.subscribe(served)
         broker.queue_listeners.append(self._queue_declared)
         executor.start()
         self._pump.thread.start()
+        self._ticker.start()
+        for queue_name in served:
+            self._consumes(queue_name)
         broker.emit_after("worker_boot", self)
         self.logger.debug("The worker has started.")
 
@@ -97,20 +145,29 @@ class Worker:
         Parameters:
           timeout: Milliseconds; what still runs then is left to run and is given back when the process ends.
         """
-        pump, executor, hook_thread = self._pump, self._executor, self._hook_thread
-        if pump is None or executor is None or hook_thread is None:
+        pump, executor, loop, ticker = self._pump, self._executor, self._loop, self._ticker
+        hook_thread = self._hook_thread
+        if pump is None or executor is None or loop is None or ticker is None or hook_thread is None:
             return
         broker = self.broker
         broker.emit_before("worker_shutdown", self)
         broker.queue_listeners.remove(self._queue_declared)
+        for view in self.consumers.values():
+            broker.emit_before("consumer_thread_shutdown", view)
         deadline_s = time.monotonic() + timeout / 1000
         pump.stop(deadline_s)
         executor.stop()
-        if not executor.join(deadline_s):
+        executor.notify_shutdown()
+        loop.notify_shutdown()
+        ended = executor.join(deadline_s)
+        ended = loop.join(deadline_s) and ended
+        if not ended:
             self.logger.warning("Messages still ran after %d ms; they are given back when this process ends.", timeout)
         pump.thread.join(max(1.0, deadline_s - time.monotonic()))
+        ticker.stop()
         hook_thread.stop()
-        self._pump = self._executor = self._hook_thread = None
+        self._pump = self._executor = self._loop = self._ticker = self._hook_thread = None
+        self.consumers = {}
         broker.emit_after("worker_shutdown", self)
 
     def pause(self) -> None:
@@ -118,12 +175,16 @@ class Worker:
         pump = self._running()
         queues = self._served(self.broker.get_declared_queues())
         pump.order(lambda: pump.consumer.pause(queues))
+        for view in self.consumers.values():
+            view.paused = True
 
     def resume(self) -> None:
         """Ends a pause."""
         pump = self._running()
         queues = self._served(self.broker.get_declared_queues())
         pump.order(lambda: pump.consumer.subscribe(queues))
+        for view in self.consumers.values():
+            view.paused = False
 
     def join(self) -> None:
         """Waits until all served queues are empty and nothing runs. Messages may come in meanwhile."""
@@ -136,12 +197,43 @@ class Worker:
         return self._pump
 
     def _served(self, queue_names: Iterable[str]) -> set[str]:
-        return set(queue_names) if self.queues is None else {name for name in queue_names if name in self.queues}
+        names = {q_name(name) for name in queue_names}
+        return names if self.queues is None else names & self.queues
 
     def _queue_declared(self, queue_name: str) -> None:
         pump = self._pump
         if pump is not None and self._served([queue_name]):
             pump.order(lambda: pump.consumer.subscribe([queue_name]))
+            self._consumes(queue_name)
+
+    def _consumes(self, queue_name: str) -> None:
+        """Tells middleware, once a queue, that it is consumed."""
+        view = ConsumerThread(broker=self.broker, queue_name=queue_name, prefetch=self.queue_prefetch)
+        if self.consumers.setdefault(queue_name, view) is view:
+            self.broker.emit_after("consumer_thread_boot", view)
+
+    def _transport(self) -> Any:
+        """The broker's engine, or a bridge to a broker of a user's own."""
+        if self.broker.transport is not None:
+            return self.broker.transport
+        return BridgeTransport(
+            self.broker,
+            queue_prefetch=self.queue_prefetch,
+            delay_prefetch=self.delay_prefetch,
+            timeout_ms=self.worker_timeout,
+            restart_delay_ms=getenv_int("dramatiq_restart_delay", DEFAULT_RESTART_DELAY_MS) or DEFAULT_RESTART_DELAY_MS,
+        )
+
+    def _look_after(self) -> None:
+        """Ticker: if half of the threads are stuck this process has become useless: it claims nothing more."""
+        executor = self._executor
+        if executor is None or self._is_stuck or 2 * len(executor.stuck) < executor.count:
+            return
+        self._is_stuck = True
+        self.logger.critical("%d of %d worker threads are stuck; nothing is claimed any more.", *executor.how_stuck())
+        self.pause()
+        if self.on_stuck is not None:
+            self.on_stuck()
 
     def _ring(self) -> None:
         if self._pump is not None:
@@ -150,3 +242,7 @@ class Worker:
     def _settled(self, runs: Sequence[Run]) -> None:
         if self._hook_thread is not None:
             self._hook_thread.settled(runs)
+
+
+def _prefetch(variable: str, default: int) -> int:
+    return min(getenv_int(variable, 0) or default, MAX_PREFETCH)

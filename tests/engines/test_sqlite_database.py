@@ -198,7 +198,7 @@ def test_the_wal_of_a_drain_stays_bounded(transport: SqliteTransport, path: Path
 
 
 def test_a_reader_that_stays_costs_room_and_nothing_else(transport: SqliteTransport, path: Path) -> None:
-    """A reader of an old state keeps the WAL from starting anew; pushes go on, and it shrinks when the reader is gone."""
+    """A reader of an old state keeps the WAL from starting anew; pushes go on, and it shrinks once the reader left."""
     reader = sqlite3.connect(path)
     transport.push(envelopes(b"0"))
     reader.execute("begin")

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from ..broker import Broker
+from ..broker import Broker, Consumer
+from ..context import interruptible
 from ..core.options import check_priority, delay_to_ms
 from ..errors import MessageTooLarge, QueueJoinTimeout
 from ..message import Message
 from ..names import check_queue_name, new_storage_id, q_name
 from ..ports.transport import Envelope
+from .consumer import EngineConsumer
 
 #: Seconds between two looks at a queue that is being joined.
 _JOIN_INTERVAL_S = 0.02
@@ -48,7 +51,7 @@ class EngineBroker(Broker):
             self.emit_before("enqueue", message, delay)
         if delay is not None and hooks.before_delay_message:
             self.emit_before("delay_message", message)
-        self._push((message,), delay)
+        self._hand_over((message,), delay)
         if hooks.after_enqueue:
             self.emit_after("enqueue", message, delay)
         return message
@@ -65,15 +68,23 @@ class EngineBroker(Broker):
         if delay is not None and hooks.before_delay_message:
             for message in chunk:
                 self.emit_before("delay_message", message)
-        self._push(chunk, delay)
+        self._hand_over(chunk, delay)
         if hooks.after_enqueue:
             for message in chunk:
                 self.emit_after("enqueue", message, delay)
 
-    def _push(self, messages: Sequence[Message[Any]], delay_ms: int | None) -> None:
-        """Hands over to the engine what the hooks have let through; ``delay_ms`` is in the messages' eta already."""
+    def _hand_over(self, messages: Sequence[Message[Any]], delay_ms: int | None) -> None:
+        """Pushes what the hooks have let through; ``delay_ms`` is in the messages' eta already."""
         envelope = self.envelope
-        self.transport.push([envelope(message) for message in messages])
+        self._push([envelope(message) for message in messages])
+
+    def _push(self, batch: Sequence[Envelope]) -> None:
+        """Hands over to the engine, shielded: an actor that is interrupted while it sends must leave no lock taken."""
+        if interruptible.slot is None:
+            self.transport.push(batch)
+        else:
+            with interruptible.shield():
+                self.transport.push(batch)
 
     def envelope(self, message: Message[Any]) -> Envelope:
         """The message as it is pushed: encoded, with its priority and due time."""
@@ -96,7 +107,31 @@ class EngineBroker(Broker):
             return Envelope(queue, new_storage_id(), body, priority)
         self.check_message_options(message)
         priority = options.get("priority", priority)
-        return Envelope(queue, new_storage_id(), body, check_priority(priority), options.get("eta"))
+        return Envelope(queue, new_storage_id(), body, check_priority(priority), self._due_ms(message))
+
+    def _due_ms(self, message: Message[Any]) -> int | None:
+        eta = message.options.get("eta")
+        if eta is None:
+            return None
+        if isinstance(eta, bool) or not isinstance(eta, (int, float)) or not math.isfinite(eta):
+            self.logger.warning("Invalid eta value for message %r: %.100r. It is due now.", message.message_id, eta)
+            return None
+        return int(eta)
+
+    def consume(self, queue_name: str, prefetch: int = 1, timeout: int = 30000) -> Consumer:
+        """An iterator over the messages of a queue, for programs that do without a worker.
+
+        Parameters:
+          queue_name: The queue; declared if need be. What is due of ``default.DQ`` comes with ``default``.
+          prefetch: How many messages may be handed out and not settled; 1 by default.
+          timeout: Milliseconds after which an idle iteration yields None; 30 000 by default.
+
+        Raises:
+          BrokerError: If the engine does not answer.
+        """
+        queue_name = q_name(queue_name)
+        self.declare_queue(queue_name)
+        return EngineConsumer(self.transport, queue_name, prefetch=prefetch, timeout_ms=timeout)
 
     def flush(self, queue_name: str) -> None:
         """Deletes the ready and the delayed messages of a queue, not the dead ones."""

@@ -6,22 +6,22 @@ import threading
 from collections import defaultdict, deque
 from collections.abc import Iterable, Sequence
 from functools import partial
+from types import TracebackType
 from typing import Any
 
-from ..broker import Consumer
 from ..clock import SYSTEM_CLOCK, Clock, SteeredClock
 from ..core.durations import human_duration
-from ..core.failure import message_of, traceback_of, type_name
+from ..core.failure import message_of, type_name
 from ..core.run import MessageProxy
-from ..core.verdict import Verdict
 from ..engines.memory.lookout import Lookout
 from ..engines.memory.queue_view import QueueView
 from ..engines.memory.transport import MemoryTransport
-from ..errors import ActorNotFound, DecodeError, GreenroomError, QueueNotFound
+from ..errors import ActorNotFound, DecodeError, GreenroomError, InvalidMessage, QueueNotFound
 from ..message import MAX_MESSAGE_BYTES, Message
 from ..middleware import Middleware, Retries, SkipMessage
 from ..names import dq_name, new_storage_id, q_name
-from ..ports.transport import DeadLetter, Delivery, Envelope, ErrorText, Settlement
+from ..ports.transport import DeadLetter, Delivery, Envelope, ErrorText
+from .consumer import EngineConsumer
 from .engine import EngineBroker
 
 __all__ = ["Enqueued", "StubBroker", "StubMessage"]
@@ -34,15 +34,13 @@ _ALL = 1 << 62
 
 
 class StubMessage(MessageProxy):
-    """A message that a test holds: a dead letter with the exception that killed it, or what ``consume`` yielded.
+    """A dead letter, with the exception that killed the message. ``error`` is the same as text, if that is known."""
 
-    ``error`` is the reason of a dead letter as text, None for others.
-    """
-
-    def __init__(self, message: Message[Any], delivery: Delivery | None = None, error: ErrorText | None = None) -> None:
+    def __init__(self, message: Message[Any], error: ErrorText | None, exception: BaseException) -> None:
         super().__init__(message)
-        self.delivery = delivery
         self.error = error
+        self.fail()
+        self.stuff_exception(exception)
 
 
 class Enqueued:
@@ -89,9 +87,10 @@ class StubBroker(EngineBroker):
         self.fail_fast_default = fail_fast_default
         #: What was sent, in order; retries are not among it.
         self.enqueued: deque[Enqueued] = deque(maxlen=_MAX_ENQUEUED)
-        self._failures: dict[str, BaseException] = {}  # by storage id
+        #: By storage id: what a message failed with, and the traceback as it was then.
+        self._failures: dict[str, tuple[BaseException, TracebackType | None]] = {}
         self._failures_lock = threading.Lock()  # guards: the oldest is dropped once, whatever threads note failures
-        self._lookout = Lookout(self.transport, clock, self._failures.get)
+        self._lookout = Lookout(self.transport, clock, self._failure_of)
         super().__init__(
             middleware,
             max_message_bytes=max_message_bytes,
@@ -125,7 +124,7 @@ class StubBroker(EngineBroker):
             raise QueueNotFound(queue_name)
         return q_name(queue_name)
 
-    def _push_body(self, queue_name: str, body: bytes) -> None:
+    def _push_body(self, queue_name: str, body: bytes) -> Envelope:
         """Pushes bytes that somebody put into a queue by hand, whatever they are."""
         priority, due_ms = 0, None
         try:
@@ -135,8 +134,10 @@ class StubBroker(EngineBroker):
         else:
             actor = self.actors.get(message.actor_name)
             priority = message.options.get("priority", actor.priority if actor is not None else 0)
-            due_ms = message.options.get("eta")
-        self.transport.push((Envelope(queue_name, new_storage_id(), body, priority, due_ms),))
+            due_ms = self._due_ms(message)
+        envelope = Envelope(queue_name, new_storage_id(), body, priority, due_ms)
+        self.transport.push((envelope,))
+        return envelope
 
     # --- sending
 
@@ -160,37 +161,45 @@ class StubBroker(EngineBroker):
             message = message.copy(queue_name=queue_name)
         return super().envelope(message)
 
-    def _push(self, messages: Sequence[Message[Any]], delay_ms: int | None) -> None:
+    def _hand_over(self, messages: Sequence[Message[Any]], delay_ms: int | None) -> None:
+        self._push(self._envelopes(messages, delay_ms))
+
+    def _envelopes(self, messages: Sequence[Message[Any]], delay_ms: int | None) -> list[Envelope]:
+        """What to push for messages that are sent, and remembers that they were."""
         envelopes = [self.envelope(message) for message in messages]
         self.enqueued.extend(Enqueued(envelope.body, delay_ms) for envelope in envelopes)
-        self.transport.push(envelopes)
+        return envelopes
 
     # --- failures
 
     def note_failure(self, message: MessageProxy, exception: BaseException) -> None:
-        delivery = getattr(message, "delivery", None)
-        if delivery is not None:
-            self._keep_failure(delivery.id, exception)
+        self._keep_failure(_delivery_of(message).id, exception)
 
     def note_retry(self, message: MessageProxy, envelope: Envelope, delay_ms: int) -> None:
         """Hands the exception on to the retry, and says when that is due."""
-        exception = self._failures.pop(getattr(message, "delivery").id, None)  # noqa: B009  # only runs are retried
-        if exception is not None:
-            self._keep_failure(envelope.id, exception)
+        exception, _ = self._failures.pop(_delivery_of(message).id, (None, None))
+        if exception is None:
+            return
+        self._keep_failure(envelope.id, exception)
         self.logger.warning(
             "Attempt %d of message %s failed with %s: %s. The next one is due in %s.",
             message.options.get("retries", 0),
             message,
-            type_name(exception) if exception is not None else "an unknown exception",
-            message_of(exception, 500) if exception is not None else "",
+            type_name(exception),
+            message_of(exception, 500),
             human_duration(delay_ms),
         )
 
     def _keep_failure(self, storage_id: str, exception: BaseException) -> None:
         with self._failures_lock:
-            self._failures[storage_id] = exception
+            self._failures[storage_id] = (exception, exception.__traceback__)
             if len(self._failures) > _MAX_FAILURES:
                 del self._failures[next(iter(self._failures))]
+
+    def _failure_of(self, storage_id: str) -> BaseException | None:
+        exception, traceback = self._failures.get(storage_id, (None, None))
+        # Each time it is raised its traceback grows: it begins anew where the actor raised it.
+        return None if exception is None else exception.with_traceback(traceback)
 
     @property
     def dead_letters(self) -> list[StubMessage]:
@@ -210,14 +219,11 @@ class StubBroker(EngineBroker):
             message = Message.decode(letter.body)
         except DecodeError:  # it has no fields: its bytes are its argument
             message = Message(letter.queue, "?", (letter.body,), {}, {}, letter.id, letter.died_ms)
-        dead = StubMessage(message, error=letter.error)
-        dead.fail()
-        dead.stuff_exception(self._cause(letter))
-        return dead
+        return StubMessage(message, letter.error, self._cause(letter))
 
     def _cause(self, letter: DeadLetter) -> BaseException:
         """The exception that killed a message, or else one that says what is known of it."""
-        known = self._failures.get(letter.id)
+        known = self._failure_of(letter.id)
         if known is not None:
             return known
         if letter.error is None:
@@ -227,6 +233,103 @@ class StubBroker(EngineBroker):
             return ActorNotFound(text)
         if kind == SkipMessage.__name__:
             return SkipMessage(text)
-        if issubclass(_decode_error(kind), DecodeError):
+        if kind in (DecodeError.__name__, InvalidMessage.__name__):
             return DecodeError(text, letter.body)
         return GreenroomError(f"{kind}: {text}")
+
+    # --- waiting
+
+    def join(self, queue_name: str, *, timeout: float | None = None, fail_fast: bool | None = None) -> None:
+        """Waits until nothing of a queue is ready, delayed or running.
+
+        Parameters:
+          queue_name: The queue.
+          timeout: Milliseconds of real time; None to wait as long as there is something to wait for.
+          fail_fast: Whether to raise what killed the queue's first dead letter, as soon as there is one; None for the
+            broker's ``fail_fast_default``.
+
+        Raises:
+          QueueNotFound: If the queue was never declared.
+          QueueStalled: As soon as it is known that this cannot end in time: nothing runs, nothing is due, and the next
+            attempt is due too late (with a manual clock: in the future), or no worker consumes the queue.
+          QueueJoinTimeout: If it took longer than ``timeout``.
+          BaseException: With ``fail_fast``, what the actor raised; ``ActorNotFound`` if no actor has the name.
+        """
+        until_dead = self.fail_fast_default if fail_fast is None else fail_fast
+        letter = self._lookout.join(self._declared(queue_name), timeout_ms=timeout, until_dead=until_dead)
+        if letter is not None:
+            raise self._cause(letter)
+
+    def wait_for_worker(self, queue_name: str) -> None:
+        self.join(queue_name, fail_fast=False)
+
+    def flush(self, queue_name: str) -> None:
+        """Deletes the ready and the delayed messages of a queue, not the dead ones.
+
+        Raises:
+          QueueNotFound: If it was never declared.
+        """
+        super().flush(self._declared(queue_name))
+
+    def flush_all(self) -> None:
+        """Forgets all messages but those that run: of all queues, dead ones too, and what ``enqueued`` lists."""
+        super().flush_all()
+        for queue_name in self.get_declared_queues():
+            self.transport.purge(queue_name, dead=True)
+        self.enqueued.clear()
+        self._failures.clear()
+
+    def consume(self, queue_name: str, prefetch: int = 1, timeout: int = 30000) -> EngineConsumer:
+        """An iterator over the messages of a queue, for a test that plays the worker.
+
+        Parameters:
+          queue_name: The queue.
+          prefetch: How many messages may be handed out and not settled; 1 by default.
+          timeout: Milliseconds after which an idle iteration yields None; 30 000 by default.
+
+        Raises:
+          QueueNotFound: If it was never declared.
+        """
+        return _StubConsumer(self, self._declared(queue_name), prefetch=prefetch, timeout_ms=timeout)
+
+    # --- what a steered clock takes along
+
+    @property
+    def runs(self) -> int:
+        """How many messages have been settled so far: run, skipped or dead-lettered."""
+        return self.transport.finished
+
+    def next_due_ms(self) -> int | None:
+        """The next moment after now at which a message is due, in UNIX milliseconds; None if there is none."""
+        return self._lookout.next_due_ms()
+
+    def clock_moved(self) -> None:
+        """Any thread: the clock shows another time now."""
+        self.transport.clock_moved()
+
+    def run_due(self, timeout_s: float) -> None:
+        """Returns once the workers have run all that is due.
+
+        Raises:
+          QueueJoinTimeout: If that took longer than ``timeout_s`` seconds of real time; the text names what runs.
+        """
+        self._lookout.wait_until_idle(timeout_s)
+
+
+class _StubConsumer(EngineConsumer):
+    """Leaves the exception of what is nacked with the broker, for ``join`` and ``dead_letters``."""
+
+    def __init__(self, broker: StubBroker, queue_name: str, *, prefetch: int, timeout_ms: int) -> None:
+        super().__init__(broker.transport, queue_name, prefetch=prefetch, timeout_ms=timeout_ms)
+        self._broker = broker
+
+    def nack(self, message: Any) -> None:
+        if message._exception is not None:
+            self._broker.note_failure(message, message._exception)
+        super().nack(message)
+
+
+def _delivery_of(message: Any) -> Delivery:
+    """The claim that a message came with: a worker's run and what ``consume`` yields carry it."""
+    delivery: Delivery = message.delivery
+    return delivery

@@ -1,4 +1,4 @@
-"""What was claimed and waits for a thread: lower priority first, then first in, first out."""
+"""What was claimed and waits for an executor: lower priority first, then first in, first out."""
 
 from __future__ import annotations
 
@@ -10,29 +10,56 @@ from typing import Any
 _STOP = object()
 
 
+class Buckets:
+    """A bucket a priority, because a heap of a thousand costs ten comparisons a message, and nearly always there is
+    one priority. One thread pushes; any may pop: a deque's operations are atomic."""
+
+    __slots__ = ("_by_priority", "_in_order")
+
+    def __init__(self) -> None:
+        self._by_priority: dict[int, deque[Any]] = {}
+        self._in_order: tuple[deque[Any], ...] = ()  # replaced as a whole
+
+    def push(self, runs: Sequence[Any], priority: int) -> None:
+        """Adds runs of one priority, in their order."""
+        bucket = self._by_priority.get(priority)
+        if bucket is None:
+            bucket = self._by_priority[priority] = deque()
+            self._in_order = tuple(self._by_priority[p] for p in sorted(self._by_priority))
+        bucket.extend(runs)
+
+    def pop(self) -> Any:
+        """The first run, or None."""
+        for bucket in self._in_order:
+            try:
+                return bucket.popleft()
+            except IndexError:
+                continue
+        return None
+
+    def __len__(self) -> int:
+        return sum(len(bucket) for bucket in self._in_order)
+
+
 class ReadyRuns:
     """Filled by the pump, emptied by threads.
 
     There is a token in a ``SimpleQueue`` for every run, put after the run: whoever takes a token finds a run, if not
-    in the bucket that it looked at first, then in the next round. A bucket a priority, because a heap of a thousand
-    costs ten comparisons a message, and nearly always there is one priority. Both are atomic under the GIL; there is
-    no lock that a thousand short messages a second could queue up for.
+    in the first round over the buckets, then in the next. Everything is atomic under the GIL; there is no lock that a
+    thousand short messages a second could queue up for.
     """
 
-    __slots__ = ("_buckets", "_by_priority", "_tokens")
+    __slots__ = ("_buckets", "_tokens", "empty")
 
     def __init__(self) -> None:
         self._tokens: SimpleQueue[Any] = SimpleQueue()
-        self._by_priority: dict[int, deque[Any]] = {}
-        self._buckets: tuple[deque[Any], ...] = ()  # replaced as a whole, by the pump only
+        self._buckets = Buckets()
+        #: ``empty()`` is True if no run waits.
+        self.empty = self._tokens.empty
 
     def push(self, runs: Sequence[Any], priority: int) -> None:
         """Pump only: adds runs of one priority, in their order."""
-        bucket = self._by_priority.get(priority)
-        if bucket is None:
-            bucket = self._by_priority[priority] = deque()
-            self._buckets = tuple(self._by_priority[p] for p in sorted(self._by_priority))
-        bucket.extend(runs)
+        self._buckets.push(runs, priority)
         put = self._tokens.put
         for _ in runs:
             put(None)
@@ -42,37 +69,28 @@ class ReadyRuns:
         if self._tokens.get() is _STOP:
             return None
         while True:
-            for bucket in self._buckets:
-                try:
-                    return bucket.popleft()
-                except IndexError:
-                    continue
+            run = self._buckets.pop()
+            if run is not None:
+                return run
 
     def drain(self) -> list[Any]:
         """Any thread: takes all that nobody has taken a token for."""
-        runs = []
-        while not self._tokens.empty():
+        runs: list[Any] = []
+        while True:
             try:
                 token = self._tokens.get_nowait()
-            except Empty:  # another thread was faster
-                break
+            except Empty:
+                return runs
             if token is _STOP:
                 self._tokens.put(token)
-                break
-            for bucket in self._buckets:
-                try:
-                    runs.append(bucket.popleft())
-                    break
-                except IndexError:
-                    continue
-        return runs
+                return runs
+            while (run := self._buckets.pop()) is None:
+                pass
+            runs.append(run)
 
     def stop_one(self) -> None:
         """Tells one thread to end, once all before it is taken."""
         self._tokens.put(_STOP)
-
-    def empty(self) -> bool:
-        return self._tokens.empty()
 
     def __len__(self) -> int:
         return self._tokens.qsize()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 
@@ -75,6 +76,10 @@ class MessageProxy:
         return bool(self._message == other)
 
     __hash__ = object.__hash__
+
+    def __lt__(self, other: Any) -> bool:
+        warnings.warn("Comparing message proxies is deprecated: compare messages.", DeprecationWarning, stacklevel=2)
+        return bool(self._message < getattr(other, "_message", other))
 
 
 class Run(MessageProxy):

@@ -1,21 +1,59 @@
-"""One place of an executor: what its message's policies say about the clock."""
+"""One place of an executor: what its message's policies say about the clock, and whether the actor may be struck.
+
+Interrupts strike only while the actor's own code runs. The protocol between a slot's thread and the ticker:
+
+* the ticker, under the slot's lock: sets ``armed``, then looks at ``in_user``; only if that is set it sends the
+  interrupt, else it takes ``armed`` back;
+* the thread, when the actor has returned or raised: clears ``in_user``, then looks at ``armed``; if that is set it
+  takes the lock and recalls what may be on its way.
+
+Whichever comes second sees the other's mark, so no interrupt reaches library code. Between the end of the actor and
+the thread's last look there is no call and no backward jump, so CPython delivers nothing there either.
+"""
 
 from __future__ import annotations
 
+import threading
+from typing import Any
+
 
 class Slot:
-    """Owned by the executor's thread or task that runs in it; the ticker reads it and never writes.
+    """Owned by the thread or task that runs in it. The ticker reads it, and writes ``armed``, ``interrupt`` and
+    ``abandoned`` under ``lock``.
 
     ``deadline`` is on the monotonic clock, 0.0 for none. ``busy_s`` and ``runs`` are sums since the start, from which
     the pump computes the mean run time.
     """
 
-    __slots__ = ("busy_s", "deadline", "index", "notify_shutdown", "runs", "thread_id")
+    __slots__ = (
+        "abandoned",
+        "armed",
+        "busy_s",
+        "deadline",
+        "in_user",
+        "index",
+        "interrupt",
+        "lock",
+        "notify_shutdown",
+        "run",
+        "runs",
+        "strikes",
+        "task",
+        "thread_id",
+    )
 
     def __init__(self, index: int) -> None:
         self.index = index
+        self.lock = threading.Lock()  # guards: an interrupt is sent, or recalled, never half of each
         self.thread_id = 0
+        self.task: Any = None
+        self.run: Any = None
         self.deadline = 0.0
         self.notify_shutdown = False
+        self.in_user = False
+        self.armed = False
+        self.interrupt: type[BaseException] | None = None
+        self.strikes = 0
+        self.abandoned = False
         self.runs = 0
         self.busy_s = 0.0

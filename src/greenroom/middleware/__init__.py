@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from ..threading import Interrupt, raise_thread_exception
 from .age_limit import AgeLimit
 from .callbacks import Callbacks
+from .current_message import CurrentMessage
 from .middleware import Middleware, MiddlewareError, SkipMessage
 from .pipelines import Pipelines
 from .retries import Retries
 from .shutdown import Shutdown, ShutdownNotifications
 from .time_limit import TimeLimit, TimeLimitExceeded
 
+if TYPE_CHECKING:
+    from .asyncio import AsyncIO
+
 __all__ = [
     "AgeLimit",
+    "AsyncIO",
     "Callbacks",
+    "CurrentMessage",
     "Interrupt",
     "Middleware",
     "MiddlewareError",
@@ -37,3 +45,11 @@ default_middleware: list[type[Middleware]] = [
     Pipelines,
     Retries,
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "AsyncIO":  # it needs asyncio, which takes longer to import than all of this
+        from .asyncio import AsyncIO
+
+        return AsyncIO
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from ..core.options import check_options
 from ..logging import get_logger
 from .middleware import Middleware, SkipMessage
 
@@ -21,6 +22,7 @@ class AgeLimit(Middleware):
     """
 
     def __init__(self, *, max_age: int | None = None) -> None:
+        check_options({"max_age": max_age})
         self.logger = get_logger(__name__, type(self))
         self.max_age = max_age
 

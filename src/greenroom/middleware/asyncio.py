@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 class AsyncIO(Middleware):
     """Starts the event loop thread with the worker, and stops it with it.
 
-    Not needed: async actors run on the worker's own loop, and ``async_to_sync`` starts the thread when it first needs it.
+    Not needed: async actors run on the worker's own loop, and ``async_to_sync`` starts the thread when it is needed.
     """
 
     def before_worker_boot(self, broker: BrokerLike, worker: WorkerLike) -> None:

@@ -22,7 +22,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..clock import SYSTEM_CLOCK
 from ..logging import get_logger
 from ..settings import getenv, getenv_int, setenv_default
 from .middleware import Middleware

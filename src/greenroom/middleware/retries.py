@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from ..core.failure import traceback_of
-from ..core.options import delay_to_ms
+from ..core.options import check_options, delay_to_ms
 from ..core.retry import (
     DEFAULT_MAX_BACKOFF,
     DEFAULT_MAX_RETRIES,
@@ -48,6 +48,7 @@ class Retries(Middleware):
         max_backoff: int | None = None,
         retry_when: RetryWhen | None = None,
     ) -> None:
+        check_options({"max_retries": max_retries, "min_backoff": min_backoff, "max_backoff": max_backoff})
         self.logger = get_logger(__name__, type(self))
         self.max_retries = max_retries
         self.min_backoff = DEFAULT_MIN_BACKOFF if min_backoff is None else min_backoff
@@ -91,7 +92,18 @@ class Retries(Middleware):
         delay_ms = self._delay_ms(exception, retries, options, actor.options)
         level = self.logger.debug if isinstance(exception, RateLimitExceeded) else self.logger.info
         level("Retrying message %r in %d milliseconds.", message.message_id, delay_ms)
-        message.plan_retry(delay_ms)
+        if broker.transport is not None:
+            message.plan_retry(delay_ms)
+        else:
+            self._enqueue_retry(broker, message, delay_ms)
+
+    def _enqueue_retry(self, broker: BrokerLike, message: Any, delay_ms: int) -> None:
+        """For a broker of a user's own, where a retry is a message of its own. If it fails the old one is not lost."""
+        try:
+            broker.enqueue(message.copy(options=message.options), delay=delay_ms)
+        except Exception:
+            self.logger.exception("The retry of message %r could not be enqueued.", message.message_id)
+            message.fail()
 
     def _delay_ms(
         self, exception: BaseException, retries: int, options: dict[str, Any], actor_options: dict[str, Any]

@@ -23,6 +23,7 @@ class BrokerLike(Protocol):
     clock: Clock
     actors: dict[str, Any]
     actor_options: set[str]
+    transport: Any
 
     def get_actor(self, actor_name: str) -> Any: ...
 

@@ -1,8 +1,8 @@
 """The bridge: a broker that a user wrote in Dramatiq's style, made a transport.
 
-Such a broker brings ``enqueue``, ``declare_queue`` and ``consume``, which returns an iterator with ``ack``, ``nack`` and
-``requeue``. Its guarantees are those that Dramatiq gives it: at least once, a retry is a message of its own. What it is
-told, and by whom:
+Such a broker brings ``enqueue``, ``declare_queue`` and ``consume``, which returns an iterator with ``ack``, ``nack``
+and ``requeue``. Its guarantees are those that Dramatiq gives it: at least once, a retry is a message of its own. What
+it is told, and by whom:
 
 * one feeder thread a queue, and one for its delayed side (``q.DQ``) where the broker declares one, iterates; a feeder
   keeps iterating while tasks run, since many consumers keep their connection alive in there;
@@ -79,7 +79,7 @@ class _Held:
     """A message that a consumer has handed out and that is not settled. Owned by the feeder that made it, then by the
     pump."""
 
-    __slots__ = ("attempt", "body", "due_ms", "feeder", "proxy", "queue")
+    __slots__ = ("attempt", "body", "due_ms", "feeder", "proxy", "queue", "takes_room")
 
     def __init__(self, feeder: _Feeder, proxy: Any, clock_now_ms: int) -> None:
         self.feeder = feeder
@@ -90,6 +90,13 @@ class _Held:
         options = {name: value for name, value in message.options.items() if name != "eta"}
         self.body: bytes = message._replace(queue_name=self.queue, options=options).encode()
         self.attempt = 0
+        self.takes_room = True
+
+    def leave_room(self) -> None:
+        """It was claimed, or put aside: the feeder may bring another one."""
+        if self.takes_room:
+            self.takes_room = False
+            self.feeder.has_room()
 
 
 def _due_ms(proxy: Any, now_ms: int) -> int | None:
@@ -116,7 +123,9 @@ class BridgeConsumer:
         self._delayed: list[tuple[int, int, _Held]] = []
         self._numbers = itertools.count()
         self._claimed: dict[str, _Held] = {}
-        self._applied: set[str] = set()  # what a trip has settled that failed later on: it is made again as it was
+        # What a trip has settled, and is still to give back, if it failed later on: it is made again as it was.
+        self._applied: set[str] = set()
+        self._requeued: dict[_Feeder, list[Any]] = {}
 
     def subscribe(self, queues: Collection[str]) -> None:
         broker = self._transport.broker
@@ -152,7 +161,6 @@ class BridgeConsumer:
     def _settle_all(self, settle: Sequence[Settlement]) -> tuple[list[Settlement], list[Settlement]]:
         settled: list[Settlement] = []
         lost: list[Settlement] = []
-        requeued: dict[_Feeder, list[Any]] = {}
         for settlement in settle:
             token = settlement.delivery.token
             held = self._claimed.get(token)
@@ -160,7 +168,7 @@ class BridgeConsumer:
                 (settled if token in self._applied else lost).append(settlement)
                 continue
             try:
-                self._settle(held, settlement, requeued)
+                self._settle(held, settlement)
             except BrokerError:
                 raise
             except Exception:
@@ -170,11 +178,11 @@ class BridgeConsumer:
                 settled.append(settlement)
                 self._applied.add(token)
             del self._claimed[token]
-        _requeue(requeued)
+        self._give_back()
         self._applied.clear()
         return settled, lost
 
-    def _settle(self, held: _Held, settlement: Settlement, requeued: dict[_Feeder, list[Any]]) -> None:
+    def _settle(self, held: _Held, settlement: Settlement) -> None:
         verdict, consumer = settlement.verdict, held.feeder.connected()
         if settlement.push:
             self._transport.push(settlement.push)
@@ -188,7 +196,7 @@ class BridgeConsumer:
         elif settlement.due_ms is not None:
             self._delay(held, settlement.due_ms)
         else:
-            requeued.setdefault(held.feeder, []).append(held.proxy)
+            self._requeued.setdefault(held.feeder, []).append(held.proxy)
 
     def _has_pushed(self, retry: Envelope) -> bool:
         try:
@@ -204,8 +212,7 @@ class BridgeConsumer:
             while shelf and len(deliveries) < limit:
                 held = shelf.popleft()
                 held.attempt += 1
-                if held.attempt == 1:
-                    held.feeder.has_room()
+                held.leave_room()
                 token = new_storage_id()
                 self._claimed[token] = held
                 deliveries.append(Delivery(held.queue, token, held.body, token, held.attempt))
@@ -229,6 +236,7 @@ class BridgeConsumer:
             self._ready[held.queue].append(held)
 
     def _delay(self, held: _Held, due_ms: int) -> None:
+        held.leave_room()
         heapq.heappush(self._delayed, (due_ms, next(self._numbers), held))
 
     def _promote(self) -> None:
@@ -262,23 +270,22 @@ class BridgeConsumer:
         ended = {feeder for feeder in self._feeders.values() if feeder.has_ended()}
         self._take_news()
         waiting = [held for shelf in self._ready.values() for held in shelf] + [entry[2] for entry in self._delayed]
-        requeued: dict[_Feeder, list[Any]] = {}
         for held in waiting:
             if held.feeder in ended:
-                requeued.setdefault(held.feeder, []).append(held.proxy)
+                self._requeued.setdefault(held.feeder, []).append(held.proxy)
         self._ready.clear()
         self._delayed.clear()
         try:
-            _requeue(requeued)
+            self._give_back()
         except Exception:
             logger.exception("Giving messages back failed; they are left to the broker.")
         for feeder in ended:
             feeder.disconnect()
 
-
-def _requeue(requeued: dict[_Feeder, list[Any]]) -> None:
-    for feeder, proxies in requeued.items():
-        feeder.connected().requeue(proxies)
+    def _give_back(self) -> None:
+        for feeder in list(self._requeued):
+            feeder.connected().requeue(self._requeued[feeder])
+            del self._requeued[feeder]
 
 
 class _Feeder(threading.Thread):
@@ -297,6 +304,7 @@ class _Feeder(threading.Thread):
         self._runs = threading.Event()
         # One more than the prefetch: a consumer that keeps to it is always iterated on, one that does not is held up.
         self._room = threading.Semaphore(prefetch + 1)
+        self._failures = 0
 
     # --- called by the pump
 
@@ -326,7 +334,9 @@ class _Feeder(threading.Thread):
         """Waits as long as an idle consumer may take to yield."""
         self.join(self._transport.timeout_ms / 1000 + 1.0)
         if self.is_alive():
-            logger.warning("The consumer of queue %r does not end; its messages are left to the broker.", self.queue_name)
+            logger.warning(
+                "The consumer of queue %r does not end; its messages are left to the broker.", self.queue_name
+            )
         return not self.is_alive()
 
     def disconnect(self) -> None:
@@ -340,11 +350,9 @@ class _Feeder(threading.Thread):
     # --- the thread
 
     def run(self) -> None:
-        failures = 0
         while not self._stops.is_set():
             try:
                 self._connect()
-                failures = 0
                 self._iterate()
             except BrokerConnectionError as e:
                 logger.critical("The consumer of queue %r has lost its connection: %s", self.queue_name, e)
@@ -352,14 +360,12 @@ class _Feeder(threading.Thread):
                 logger.critical("The consumer of queue %r has failed.", self.queue_name, exc_info=True)
             if not self._stops.is_set():
                 self.disconnect()
-                self._stops.wait(full_jitter_s(failures, cap_s=self._transport.restart_delay_s))
-                failures += 1
+                self._stops.wait(full_jitter_s(self._failures, cap_s=self._transport.restart_delay_s))
+                self._failures += 1
 
     def _connect(self) -> None:
         transport = self._transport
-        self.consumer = transport.broker.consume(
-            self.queue_name, prefetch=self._prefetch, timeout=transport.timeout_ms
-        )
+        self.consumer = transport.broker.consume(self.queue_name, prefetch=self._prefetch, timeout=transport.timeout_ms)
 
     def _iterate(self) -> None:
         messages = iter(self.consumer)
@@ -371,6 +377,7 @@ class _Feeder(threading.Thread):
             proxy = next(messages, self)
             if proxy is self:  # the consumer has ended by itself
                 return
+            self._failures = 0
             if proxy is None or not self._hand_over(proxy):
                 self._room.release()
 

@@ -45,9 +45,10 @@ class HookThread:
     def _main(self) -> None:
         while (runs := self._queue.get()) is not None:
             for run in runs:
-                self._tell(run)
+                self.tell(run)
 
-    def _tell(self, run: Run) -> None:
+    def tell(self, run: Run) -> None:
+        """Runs the hooks for one run that is settled, in the calling thread."""
         settlement = run.settlement
         if settlement.verdict is Verdict.DEAD:
             self._broker.emit_after("nack", run)

@@ -1,69 +1,67 @@
-"""From deliveries to ready runs. What cannot be run is decided here."""
+"""From deliveries to ready runs, each in the lane of its kind."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-from ..core.ready import ReadyRuns
 from ..core.run import Run
-from ..core.unknown_actor import released_until_ms
 from ..core.verdict import Verdict
-from ..errors import ActorNotFound, DecodeError
-from ..logging import get_logger, one_line
-from ..message import Message, decode_message
-from ..ports.transport import Delivery, ErrorText, Settlement
-
-logger = get_logger("greenroom.worker", "Intake")
+from ..ports.transport import Delivery, Settlement
+from .admission import Admission
+from .lanes import Lane
 
 
 class Intake:
-    """Owned by the pump's thread. Decodes, finds the actor, and hands over to the executor's ready runs."""
+    """Owned by the pump's thread."""
 
-    def __init__(self, broker: Any, ready: ReadyRuns) -> None:
-        self._broker = broker
-        self._ready = ready
+    def __init__(self, broker: Any, threads: Lane, loop: Lane) -> None:
+        self._admit = Admission(broker).admit
+        self._threads = threads
+        self._loop = loop
+        self._skipped: dict[str, Lane] = {}
 
     def feed(self, deliveries: Sequence[Delivery]) -> list[Settlement]:
-        """Hands deliveries over; returns settlements for those that cannot be run."""
-        decode, actors = decode_message, self._broker.actors
+        """Hands deliveries over; returns settlements for those that cannot be run, or not here and now."""
+        admit, threads, loop = self._admit, self._threads, self._loop
         decided: list[Settlement] = []
-        by_priority: dict[int, list[Run]] = {}
+        batches: dict[tuple[Lane, int], list[Run]] = {}
         for delivery in deliveries:
-            try:
-                message = decode(delivery.body)
-            except DecodeError as e:
-                decided.append(self._undecodable(delivery, e))
+            run = admit(delivery)
+            if isinstance(run, Settlement):
+                decided.append(run)
                 continue
-            actor = actors.get(message.actor_name)
-            if actor is None:
-                decided.append(self._unknown(delivery, message))
-                continue
-            options = message.options
-            priority = actor.priority
-            if options:
-                options.pop("eta", None)
-                priority = options.get("priority", priority)
-            run = Run(message, delivery, actor)
-            if priority in by_priority:
-                by_priority[priority].append(run)
+            actor, options = run.actor, run._message.options
+            priority = options.get("priority", actor.priority) if options else actor.priority
+            key = (loop if actor.is_async else threads, priority)
+            if key in batches:
+                batches[key].append(run)
             else:
-                by_priority[priority] = [run]
-        for priority, runs in by_priority.items():
-            self._ready.push(runs, priority)
+                batches[key] = [run]
+        for lane, priority in sorted(batches, key=_priority) if len(batches) > 1 else batches:
+            decided += self._hand_over(lane, priority, batches[lane, priority])
         return decided
 
-    def _undecodable(self, delivery: Delivery, error: DecodeError) -> Settlement:
-        logger.error("Message %s of queue %r is dead-lettered: %s", delivery.id, delivery.queue, one_line(error, 500))
-        reason = ErrorText(type(error).__name__, one_line(error, 4096))
-        return Settlement(delivery, Verdict.DEAD, error=reason)
+    def _hand_over(self, lane: Lane, priority: int, runs: list[Run]) -> list[Settlement]:
+        """Feeds the lane. If it had no room when these were claimed, no more than a whole round of them may wait."""
+        released: list[Settlement] = []
+        if lane.held >= lane.target and (surplus := lane.surplus(len(runs))):
+            for run in runs[-surplus:]:
+                released.append(Settlement(run.delivery, Verdict.RELEASE))
+                self._skipped[run.delivery.queue] = lane
+            del runs[-surplus:]
+        if runs:
+            lane.held += len(runs)
+            lane.executor.feed(runs, priority)
+        return released
 
-    def _unknown(self, delivery: Delivery, message: Message[Any]) -> Settlement:
-        due_ms = released_until_ms(delivery.attempt, self._broker.clock.now_ms(), self._broker.unknown_actor_ttl_ms)
-        name = one_line(message.actor_name, 255)
-        if due_ms is None:
-            logger.error("Message %s is dead-lettered: no actor named %r is known.", message.message_id, name)
-            reason = ErrorText(ActorNotFound.__name__, f"no actor named {name!r} is known to this worker")
-            return Settlement(delivery, Verdict.DEAD, error=reason)
-        logger.warning("Message %s waits for a worker that knows the actor %r.", message.message_id, name)
-        return Settlement(delivery, Verdict.RELEASE, due_ms=due_ms)
+    def skip(self) -> frozenset[str]:
+        """The queues to leave out of a claim: something of theirs was given back, and its lane still has no room."""
+        if not self._skipped:
+            return frozenset()
+        self._skipped = {queue: lane for queue, lane in self._skipped.items() if lane.held >= lane.target}
+        return frozenset(self._skipped)
+
+
+def _priority(key: tuple[Lane, int]) -> int:
+    return key[1]

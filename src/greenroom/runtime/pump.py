@@ -14,18 +14,20 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from queue import Empty, SimpleQueue
+from typing import Any
 
 from ..backoff import full_jitter_s
 from ..core.outbox import Outbox
-from ..core.prefetch import claim_limit, hold_target
 from ..core.run import Run
 from ..core.verdict import Verdict
 from ..errors import BrokerError, BrokerFull
 from ..logging import get_logger
 from ..ports.transport import MAX_TRIP, Consumer, Delivery, ErrorText, Exchange, Settlement
 from .intake import Intake
+from .lanes import Lane
+from .loop import LoopExecutor
 from .threads import ThreadExecutor
 
 logger = get_logger("greenroom.worker", "Pump")
@@ -37,22 +39,24 @@ _ADJUST_EVERY = 8
 
 
 class Pump:
-    """Owned by its own thread, but for ``ring``, ``subscribe``, ``pause`` and ``stop``, which others call."""
+    """Owned by its own thread, but for ``ring``, ``order`` and ``stop``, which others call."""
 
     def __init__(
         self,
+        broker: Any,
         consumer: Consumer,
-        intake: Intake,
-        executor: ThreadExecutor,
+        threads: ThreadExecutor,
+        loop: LoopExecutor,
         outbox: Outbox,
         *,
         wait_s: float,
         settled: Callable[[Sequence[Run]], None] | None = None,
     ) -> None:
         self.consumer = consumer
-        self._intake = intake
-        self._executor = executor
-        self._ready = executor.ready
+        self._broker = broker
+        self._threads = Lane(threads)
+        self._loop = Lane(loop)
+        self._intake = Intake(broker, self._threads, self._loop)
         self._outbox = outbox
         self._wait_s = wait_s
         self._on_settled = settled
@@ -60,14 +64,14 @@ class Pump:
         self._waits_in_engine = False
         self._stop_at_s: float | None = None
         self._orders: SimpleQueue[Callable[[], None]] = SimpleQueue()
-        self._held = 0
-        self._target = executor.count
+        self._lanes: tuple[Lane, ...] = ()  # those that have actors
+        self._actors_seen = -1
         self._dry = False
         self._trips = 0
         self._failures = 0
         self._no_room = False
         self._mean_body = 0.0
-        self._measured = (0, 0.0)
+        self._finished: list[Run] = []  # taken from the outbox, not settled yet
         self._decided: list[Settlement] = []  # settled without having run: not decodable, unknown, released
         self.thread = threading.Thread(target=self._main, name="pump", daemon=True)
 
@@ -107,29 +111,65 @@ class Pump:
             self._close()
 
     def _step(self) -> None:
-        busy = not self._ready.empty()
-        waiting = len(self._outbox.items) + len(self._decided)
-        limit = claim_limit(self._target, self._held - waiting, busy=busy)
-        if waiting and busy and not limit and not self._dry and waiting < (self._target >> 2):
-            self._wait_for_runs(COMPANY_S)
-            waiting = len(self._outbox.items) + len(self._decided)
-            limit = claim_limit(self._target, self._held - waiting, busy=not self._ready.empty())
-        if waiting:
+        self._collect()
+        lanes = self._active_lanes()
+        limit = self._limit(lanes)
+        unsettled = len(self._finished) + len(self._decided)
+        if unsettled and not limit and not self._dry and unsettled < self._quarter(lanes) and self._is_busy(lanes):
+            self._wait_for_runs(COMPANY_S, lanes)
+            self._collect()
+            limit = self._limit(lanes)
+            unsettled = len(self._finished) + len(self._decided)
+        if unsettled:
             self._trip(limit)
-        elif self._dry and limit:
+        elif limit and self._dry:
             self._wait_for_messages()
         elif limit:
             self._trip(limit)
         else:
-            self._wait_for_runs(self._wait_s)
+            self._wait_for_runs(self._wait_s, lanes)
+
+    def _collect(self) -> None:
+        """Takes what has finished out of the outbox. Its places are free from here on."""
+        runs = self._outbox.take(MAX_TRIP - len(self._finished))
+        if not runs:
+            return
+        self._finished += runs
+        on_loop = sum([run.actor.is_async for run in runs]) if self._loop.held else 0
+        self._loop.held -= on_loop
+        self._threads.held -= len(runs) - on_loop
+
+    def _active_lanes(self) -> tuple[Lane, ...]:
+        """The lanes that any actor uses. Both are one only in programs that have both kinds."""
+        actors = self._broker.actors
+        if len(actors) != self._actors_seen:
+            self._actors_seen = len(actors)
+            kinds = {actor.is_async for actor in list(actors.values())}
+            loop = (self._loop,) if True in kinds else ()
+            self._lanes = (self._threads, *loop) if False in kinds or not loop else loop
+        return self._lanes
+
+    def _limit(self, lanes: tuple[Lane, ...]) -> int:
+        """How many to claim. With two lanes what both have room for; if one is full, no more than a round of its
+        messages can come along and wait: what is more is given back, and its queues are left out."""
+        if len(lanes) == 1:
+            return lanes[0].limit()
+        limits = [lane.limit() for lane in lanes]
+        return min(limits) or min(max(limits), self._threads.executor.count)
+
+    def _quarter(self, lanes: tuple[Lane, ...]) -> int:
+        return min(lane.target for lane in lanes) >> 2
+
+    def _is_busy(self, lanes: tuple[Lane, ...]) -> bool:
+        return any(lane.is_busy for lane in lanes)
 
     def _trip(self, limit: int) -> None:
-        runs = self._outbox.take(MAX_TRIP - len(self._decided[:MAX_TRIP]))
+        runs, self._finished = self._finished, []
         settle = [run.settlement for run in runs]
-        if self._decided:
-            settle += self._decided[: MAX_TRIP - len(settle)]
-            del self._decided[: len(settle) - len(runs)]
-        exchange = self._exchange(settle, 0 if self._no_room else limit)
+        room = MAX_TRIP - len(settle)
+        settle += self._decided[:room]
+        del self._decided[:room]
+        exchange = self._exchange(settle, 0 if self._no_room else limit, self._intake.skip())
         if exchange is None:
             return
         self._settled(runs, settle, exchange)
@@ -137,11 +177,11 @@ class Pump:
             self._dry = not exchange.more
             self._feed(exchange.deliveries)
 
-    def _exchange(self, settle: Sequence[Settlement], limit: int) -> Exchange | None:
+    def _exchange(self, settle: Sequence[Settlement], limit: int, skip: frozenset[str]) -> Exchange | None:
         """Makes a trip until it is answered. None if the pump was stopped meanwhile."""
         while True:
             try:
-                exchange = self.consumer.exchange(settle, limit)
+                exchange = self.consumer.exchange(settle, limit, skip)
             except BrokerError as e:
                 self._no_room = isinstance(e, BrokerFull)
                 if self._no_room:
@@ -164,15 +204,10 @@ class Pump:
 
     def _settled(self, runs: Sequence[Run], settle: Sequence[Settlement], exchange: Exchange) -> None:
         if len(exchange.settled) == len(settle):
-            self._held -= len(settle)
             if self._on_settled is not None and runs:
                 self._on_settled(runs)
             return
-        self._settled_in_part(runs, settle, exchange)
-
-    def _settled_in_part(self, runs: Sequence[Run], settle: Sequence[Settlement], exchange: Exchange) -> None:
         settled = {id(s) for s in exchange.settled}
-        self._held -= len(exchange.settled) + len(exchange.lost)
         if self._on_settled is not None:
             self._on_settled([run for run in runs if id(run.settlement) in settled])
         for s in exchange.lost:
@@ -185,33 +220,22 @@ class Pump:
     def _feed(self, deliveries: Sequence[Delivery]) -> None:
         if not deliveries:
             return
-        self._held += len(deliveries)
         size = sum([len(delivery.body) for delivery in deliveries]) / len(deliveries)
         self._mean_body = size if not self._mean_body else (self._mean_body + size) / 2
         self._trips += 1
         if self._trips % _ADJUST_EVERY == 1:
-            self._adjust()
+            self._threads.adjust(self._mean_body)
+            self._loop.adjust(self._mean_body)
         self._decided += self._intake.feed(deliveries)
-
-    def _adjust(self) -> None:
-        runs = busy_s = 0.0
-        for slot in self._executor.slots:
-            runs += slot.runs
-            busy_s += slot.busy_s
-        new_runs, new_busy_s = runs - self._measured[0], busy_s - self._measured[1]
-        if new_runs < self._executor.count:
-            return
-        self._measured = (int(runs), busy_s)
-        self._target = hold_target(
-            self._target, slots=self._executor.count, mean_run_s=new_busy_s / new_runs, mean_body=self._mean_body
-        )
 
     # --- waiting
 
-    def _wait_for_runs(self, timeout_s: float) -> None:
+    def _wait_for_runs(self, timeout_s: float, lanes: tuple[Lane, ...]) -> None:
         """Waits until a quarter of the target has finished, or there is nothing left to run."""
-        self._outbox.announce(max(1, self._target >> 2))
-        if not self._outbox.items or (not self._ready.empty() and len(self._outbox.items) < self._target >> 2):
+        enough = max(1, self._quarter(lanes) - len(self._finished))
+        self._outbox.announce(enough)
+        finished = len(self._outbox.items)
+        if not finished or (finished < enough and self._is_busy(lanes)):
             self._listen(timeout_s)
         self._outbox.withdraw()
 
@@ -248,21 +272,21 @@ class Pump:
 
     def _wind_up(self, deadline_s: float) -> None:
         """Releases what has not started, then settles what finishes until nothing runs or the grace is over."""
-        self.release(self._ready.drain())
-        while self._held and time.monotonic() < deadline_s:
-            if self._outbox.items or self._decided:
+        for lane in (self._threads, self._loop):
+            runs = lane.executor.drain()
+            lane.held -= len(runs)
+            self._decided += [Settlement(run.delivery, Verdict.RELEASE) for run in runs]
+        while True:
+            self._collect()
+            if self._finished or self._decided:
                 self._trip(0)
-                continue
-            self._outbox.announce(1)
-            if not self._outbox.items:
-                self._listen(min(1.0, max(0.0, self._stop_at_s - time.monotonic()) if self._stop_at_s else 0.0))
-            self._outbox.withdraw()
-        if self._outbox.items or self._decided:
-            self._trip(0)
-
-    def release(self, runs: Iterable[Run]) -> None:
-        """Decides that these runs, which have not started, are given back."""
-        self._decided += [Settlement(run.delivery, Verdict.RELEASE) for run in runs]
+            elif not (self._threads.held or self._loop.held) or time.monotonic() >= deadline_s:
+                return
+            else:
+                self._outbox.announce(1)
+                if not self._outbox.items:
+                    self._listen(min(1.0, max(0.0, deadline_s - time.monotonic())))
+                self._outbox.withdraw()
 
     def _close(self) -> None:
         try:

@@ -14,6 +14,8 @@ from ..core.verdict import Verdict
 from ..errors import MiddlewareError, RateLimitExceeded, Retry, SkipMessage
 from ..logging import get_logger
 from ..ports.transport import ErrorText, Settlement
+from .coroutines import call_async_actor
+from .interrupts import call_actor
 
 logger = get_logger("greenroom.worker", "WorkerThread")
 
@@ -21,7 +23,7 @@ logger = get_logger("greenroom.worker", "WorkerThread")
 class Steps:
     """The steps, compiled for the hooks that a broker has now. Immutable; used by any thread."""
 
-    __slots__ = ("_after", "_before", "_before_ack", "_broker", "_lean", "hooks", "wrap")
+    __slots__ = ("_after", "_before", "_before_ack", "_broker", "_lean", "awrap", "blocking", "hooks", "wrap")
 
     def __init__(self, broker: Any) -> None:
         self._broker = broker
@@ -31,6 +33,11 @@ class Steps:
         self._before_ack = hooks.before_ack
         self._lean: dict[Any, tuple[Any, Any]] = {}
         self.wrap = hooks.wrap
+        self.awrap = hooks.awrap
+        #: True if a hook around an async actor may block, so that it must not run on the loop.
+        self.blocking = any(
+            getattr(getattr(hook, "__self__", None), "blocking", False) for hook in (*self._before, *self._after)
+        )
 
     def begin(self, run: Run) -> bool:
         """Runs ``before_process_message``; False if the actor is not to be called."""
@@ -55,12 +62,34 @@ class Steps:
             return False
         return True
 
-    def call(self, run: Run) -> Any:
-        """Calls a sync actor, inside the onion if there is one."""
+    def call(self, run: Run) -> tuple[Any, BaseException | None]:
+        """Calls a sync actor, inside the onion if there is one; returns what it returned, or what was raised."""
         if not self.wrap:
-            message = run._message
-            return run.actor.run(*message.args, **message.kwargs)
-        return self._wrapped(run, 0)
+            return call_actor(run)
+        try:
+            return self._wrapped(run, 0), None
+        except BaseException as e:  # noqa: BLE001  # whatever an actor raises is its failure
+            return None, e
+
+    def _wrapped(self, run: Run, layer: int) -> Any:
+        if layer < len(self.wrap):
+            return self.wrap[layer](self._broker, run, lambda: self._wrapped(run, layer + 1))
+        result, exception = call_actor(run)
+        try:
+            if exception is not None:
+                raise exception
+        finally:
+            del exception  # or its traceback would keep this frame, and all that it refers to, in a cycle
+        return result
+
+    async def acall(self, run: Run) -> Any:
+        """Calls an async actor, inside the onion if there is one."""
+        return await (self._awrapped(run, 0) if self.awrap else call_async_actor(run))
+
+    async def _awrapped(self, run: Run, layer: int) -> Any:
+        if layer < len(self.awrap):
+            return await self.awrap[layer](self._broker, run, lambda: self._awrapped(run, layer + 1))
+        return await call_async_actor(run)
 
     def _lean_hooks(self, actor: Any) -> tuple[Any, Any]:
         """The hooks around a message of ``actor`` that has no options and succeeds. The hot path does no work for what
@@ -71,11 +100,6 @@ class Steps:
             found = (hooks.lean("before_process_message", actor), hooks.lean("after_process_message", actor))
             self._lean[actor] = found
         return found
-
-    def _wrapped(self, run: Run, layer: int) -> Any:
-        if layer == len(self.wrap):
-            return run.actor.run(*run.args, **run.kwargs)
-        return self.wrap[layer](self._broker, run, lambda: self._wrapped(run, layer + 1))
 
     def finish(self, run: Run, result: Any, exception: BaseException | None) -> None:
         """Runs ``after_process_message``, in reverse, with what the actor returned or raised."""
@@ -135,14 +159,8 @@ def run_sync(steps: Steps, run: Run, clock: Callable[[], float]) -> None:
     """Takes a sync actor's message through all steps; leaves the settlement on the run."""
     if steps.begin(run):
         slot = run.slot
-        result, exception = None, None
         started_s = clock()
-        try:
-            result = steps.call(run)
-        except BaseException as e:  # noqa: BLE001  # user code may raise anything: it is the outcome of the run
-            exception = e
-        slot.deadline = 0.0
-        slot.notify_shutdown = False
+        result, exception = steps.call(run)
         slot.busy_s += clock() - started_s
         slot.runs += 1
         steps.finish(run, result, exception)

@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
+import traceback
+from collections.abc import Sequence
 from typing import Any
 
+from ..context import interruptible
 from ..core.outbox import NOT_WAITING, Outbox
 from ..core.ready import ReadyRuns
+from ..core.run import Run
 from ..core.slot import Slot
 from ..logging import get_logger
+from ..middleware.shutdown import Shutdown
+from ..middleware.time_limit import TimeLimitExceeded
+from .interrupts import Shield, strike
 from .steps import Steps, run_sync
 
 logger = get_logger("greenroom.worker", "WorkerThread")
+
+#: Seconds after its time limit, and after the interrupts that did not end it, that a thread counts as stuck.
+STUCK_AFTER_S = 5.0
+#: Seconds between two interrupts of the same actor.
+STRIKE_EVERY_S = 1.0
 
 
 class WorkerThread(threading.Thread):
@@ -25,7 +38,10 @@ class WorkerThread(threading.Thread):
         self._executor = executor
 
     def run(self) -> None:
+        """The thread's life."""
         self.slot.thread_id = threading.get_ident()
+        interruptible.slot = self.slot
+        interruptible.shield = Shield
         self.broker.emit_after("worker_thread_boot", self)
         try:
             self._loop()
@@ -39,17 +55,21 @@ class WorkerThread(threading.Thread):
         steps = Steps(broker)
         while (run := pop()) is not None:
             run.slot = slot
+            slot.run = run
             if steps.hooks is not broker._hooks:  # its middleware was changed
                 steps = Steps(broker)
             run_sync(steps, run, clock)
+            slot.run = None
             append(run)
             run = None
             if outbox.ring_at < NOT_WAITING:
                 tell(empty())
+            if slot.abandoned:  # another thread has taken this one's place
+                return
 
 
 class ThreadExecutor:
-    """Runs sync actors, ``count`` at a time."""
+    """Runs sync actors, ``count`` at a time. ``slots`` and ``threads`` are changed by the ticker only."""
 
     def __init__(self, broker: Any, count: int, outbox: Outbox) -> None:
         self.broker = broker
@@ -58,11 +78,76 @@ class ThreadExecutor:
         self.ready = ReadyRuns()
         self.slots = [Slot(index) for index in range(count)]
         self.threads = [WorkerThread(self, slot) for slot in self.slots]
+        self.stuck: list[WorkerThread] = []
 
     def start(self) -> None:
         """Starts the threads."""
         for thread in self.threads:
             thread.start()
+
+    def feed(self, runs: Sequence[Run], priority: int) -> None:
+        """Pump: hands runs of one priority over."""
+        self.ready.push(runs, priority)
+
+    def drain(self) -> list[Run]:
+        """Takes back what has not started."""
+        return self.ready.drain()
+
+    @property
+    def idle(self) -> bool:
+        """True if nothing waits for a thread."""
+        return self.ready.empty()
+
+    @property
+    def waiting(self) -> int:
+        """How many runs wait for a thread."""
+        return len(self.ready)
+
+    def how_stuck(self) -> tuple[int, int]:
+        """How many threads were given up, of how many."""
+        return len(self.stuck), self.count
+
+    # --- called by the ticker
+
+    def tick(self, now_s: float) -> None:
+        """Strikes what runs over its time limit, each second anew, and replaces threads that are stuck."""
+        for index, slot in enumerate(self.slots):
+            deadline = slot.deadline
+            if not deadline or now_s < deadline or not slot.in_user:
+                continue
+            run = slot.run
+            if slot.strikes == 0 and run is not None:
+                logger.warning("Time limit exceeded. Raising exception in worker thread %r.", slot.thread_id)
+            if now_s - deadline >= STUCK_AFTER_S:
+                self._replace(index, slot)
+            elif now_s - deadline >= slot.strikes * STRIKE_EVERY_S:
+                strike(slot, TimeLimitExceeded)
+
+    def _replace(self, index: int, slot: Slot) -> None:
+        """Gives up on a thread. Its message stays claimed until the function returns, and has failed then."""
+        stuck = self.threads[index]
+        slot.abandoned = True
+        frame = sys._current_frames().get(slot.thread_id)
+        stack = "".join(traceback.format_stack(frame)) if frame is not None else "(no stack)\n"
+        logger.error(
+            "Worker thread %r is stuck in message %s: interrupts do not end it. Another one takes its place.\n%s",
+            slot.thread_id,
+            slot.run,
+            stack,
+        )
+        self.stuck.append(stuck)
+        self.slots[index] = Slot(index)
+        self.threads[index] = WorkerThread(self, self.slots[index])
+        self.threads[index].start()
+
+    def notify_shutdown(self) -> None:
+        """Interrupts the actors that asked to be told of a shutdown."""
+        for slot in self.slots:
+            if slot.notify_shutdown and slot.in_user:
+                logger.info("Worker shutdown notification. Raising exception in worker thread %r.", slot.thread_id)
+                strike(slot, Shutdown)
+
+    # --- the end
 
     def stop(self) -> None:
         """Tells the threads to end after what they run now."""

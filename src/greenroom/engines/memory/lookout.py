@@ -238,16 +238,17 @@ class Lookout:
 def _described(body: bytes, due_in_ms: int | None, failure: BaseException | None) -> str:
     message = _decoded(body)
     if message is None:
-        return f"{_name_of(body)}, ready"
-    retries = message.options.get("retries", 0)
-    parts = [f"{message} [{message.message_id}]", f"{retries} {'retry' if retries == 1 else 'retries'} so far"]
+        return f"{_name_of(body)}: ready"
+    planned = message.options.get("retries", 0)  # counts the one that waits, too
+    done = max(0, planned - 1)
+    parts = [f"{done} {'retry' if done == 1 else 'retries'} so far"]
     if due_in_ms is None or due_in_ms <= 0:
         parts.append("ready")
     else:
-        parts.append(f"next attempt due in {human_duration(due_in_ms)}")
+        parts.append(f"{f'retry {planned}' if planned else 'first attempt'} due in {human_duration(due_in_ms)}")
     if failure is not None:
         parts.append(f"last failed with {type_name(failure)}: {message_of(failure, 500)}")
-    return ", ".join(parts)
+    return f"{message} [{message.message_id}]: {', '.join(parts)}"
 
 
 def _name_of(body: bytes) -> str:

@@ -24,7 +24,9 @@ class QueueView(queue.Queue[bytes]):
       push: Pushes encoded bytes to this side of the queue.
     """
 
-    def __init__(self, transport: MemoryTransport, name: str, *, delayed: bool, push: Callable[[bytes], None]) -> None:
+    def __init__(
+        self, transport: MemoryTransport, name: str, *, delayed: bool, push: Callable[[bytes], object]
+    ) -> None:
         # Not the base's: everything that it would set up is answered by the engine.
         self.maxsize = 0
         self._transport = transport
@@ -32,6 +34,9 @@ class QueueView(queue.Queue[bytes]):
         self._delayed = delayed
         self._push = push
         self._got = 0  # under the engine's lock: got, and not reported by task_done yet
+
+    def __repr__(self) -> str:
+        return f"<{self._name}{'.DQ' if self._delayed else ''}: {self.qsize()} messages>"
 
     # Whoever waits on these conditions by hand, as `common.join_queue` does, is told of every change of the engine.
 

@@ -192,6 +192,11 @@ class MemoryTransport:
             return taken[0].envelope.body if taken else None
 
     @property
+    def finished(self) -> int:
+        """How many claimed messages have been settled for good or replaced by a retry, since the start."""
+        return self._finished
+
+    @property
     def changed(self) -> threading.Condition:
         """Notified after every change, for those who wait for one. Its lock is the transport's: hold it for a look."""
         return self._changed.get()

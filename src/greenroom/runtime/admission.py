@@ -1,0 +1,50 @@
+"""From a delivery to a run: decoding, and finding the actor. What cannot be run is decided here."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..core.run import Run
+from ..core.unknown_actor import released_until_ms
+from ..core.verdict import Verdict
+from ..errors import ActorNotFound, DecodeError
+from ..logging import get_logger, one_line
+from ..message import Message, decode_message
+from ..ports.transport import Delivery, ErrorText, Settlement
+
+logger = get_logger("greenroom.worker", "Intake")
+
+
+class Admission:
+    """Owned by the pump's thread, or by whoever runs messages without one."""
+
+    def __init__(self, broker: Any) -> None:
+        self._broker = broker
+
+    def admit(self, delivery: Delivery) -> Run | Settlement:
+        """The run of a delivery, or the settlement of one that cannot be run, or not yet."""
+        try:
+            message = decode_message(delivery.body)
+        except DecodeError as e:
+            return self._undecodable(delivery, e)
+        actor = self._broker.actors.get(message.actor_name)
+        if actor is None:
+            return self._unknown(delivery, message)
+        if message.options:
+            message.options.pop("eta", None)
+        return Run(message, delivery, actor)
+
+    def _undecodable(self, delivery: Delivery, error: DecodeError) -> Settlement:
+        logger.error("Message %s of queue %r is dead-lettered: %s", delivery.id, delivery.queue, one_line(error, 500))
+        reason = ErrorText(type(error).__name__, one_line(error, 4096))
+        return Settlement(delivery, Verdict.DEAD, error=reason)
+
+    def _unknown(self, delivery: Delivery, message: Message[Any]) -> Settlement:
+        due_ms = released_until_ms(delivery.attempt, self._broker.clock.now_ms(), self._broker.unknown_actor_ttl_ms)
+        name = one_line(message.actor_name, 255)
+        if due_ms is None:
+            logger.error("Message %s is dead-lettered: no actor named %r is known.", message.message_id, name)
+            reason = ErrorText(ActorNotFound.__name__, f"no actor named {name!r} is known to this worker")
+            return Settlement(delivery, Verdict.DEAD, error=reason)
+        logger.warning("Message %s waits for a worker that knows the actor %r.", message.message_id, name)
+        return Settlement(delivery, Verdict.RELEASE, due_ms=due_ms)
