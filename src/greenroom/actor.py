@@ -143,6 +143,33 @@ class Actor(Generic[P, R]):
         options = _checked(options)
         return broker.enqueue_many(self._messages(items, options), delay=delay)
 
+    async def asend(self, *args: P.args, **kwargs: P.kwargs) -> Message[R]:
+        """``send`` for coroutines: does not block the event loop. What many coroutines send at a time goes together."""
+        broker = self._target()
+        return await broker.aenqueue(
+            Message(self.queue_name, self.actor_name, args, kwargs, {}, new_message_id(), broker.clock.now_ms())
+        )
+
+    async def asend_with_options(
+        self,
+        *,
+        args: Iterable[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+        delay: int | timedelta | None = None,
+        **options: Any,
+    ) -> Message[R]:
+        """``send_with_options`` for coroutines."""
+        message: Message[R] = self.message_with_options(args=args, kwargs=kwargs, **options)
+        return await self._target().aenqueue(message, delay=delay)
+
+    async def asend_many(
+        self, items: Iterable[tuple[Any, ...] | Message[Any]], *, delay: int | timedelta | None = None, **options: Any
+    ) -> int:
+        """``send_many`` for coroutines."""
+        broker = self._target()
+        options = _checked(options)
+        return await broker.aenqueue_many(self._messages(items, options), delay=delay)
+
     def _messages(self, items: Iterable[Any], options: dict[str, Any]) -> Iterable[Message[Any]]:
         queue_name, actor_name, now_ms = self.queue_name, self.actor_name, self._now_ms()
         for index, item in enumerate(items):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import weakref
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -311,6 +313,27 @@ class Broker:
     def _enqueue_chunk(self, chunk: list[Message[Any]], delay: Any) -> None:
         for message in chunk:
             self.enqueue(message, delay=delay)
+
+    async def aenqueue(self, message: Message[Any], *, delay: Any = None) -> Message[Any]:
+        """``enqueue`` for coroutines: it does not block the event loop."""
+        return await asyncio.get_running_loop().run_in_executor(None, partial(self.enqueue, message, delay=delay))
+
+    async def aenqueue_many(self, messages: Iterable[Message[Any]], *, delay: Any = None) -> int:
+        """``enqueue_many`` for coroutines. Raises as that does."""
+        accepted = 0
+        iterator = iter(messages)
+        try:
+            while chunk := list(islice(iterator, CHUNK)):
+                await self._aenqueue_chunk(chunk, delay)
+                accepted += len(chunk)
+        except Exception as e:
+            e.accepted = e.index = accepted  # type: ignore[attr-defined]  # documented above
+            raise
+        return accepted
+
+    async def _aenqueue_chunk(self, chunk: list[Message[Any]], delay: Any) -> None:
+        for message in chunk:
+            await self.aenqueue(message, delay=delay)
 
     def check_message_options(self, message: Message[Any]) -> None:
         """Warns (or with ``strict_options`` raises ``ValueError``) about options that look misspelt."""

@@ -98,6 +98,8 @@ class Settings:
     processes: int
     #: Threads of each process.
     threads: int = 8
+    #: Async actors that each process runs at a time.
+    concurrency: int = 100
     #: Folders put in front of ``sys.path``, one after the other, so that the last is searched first.
     path: tuple[str, ...] = (".",)
     #: The only queues to consume; all if None.
@@ -234,6 +236,7 @@ _CHECKS: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "modules": ("MODULE", _modules),
     "processes": ("-p/--processes", _at_least(1)),
     "threads": ("-t/--threads", _at_least(1)),
+    "concurrency": ("--concurrency", _at_least(1)),
     "path": ("-P/--path", _texts),
     "queues": ("-Q/--queues", _queues),
     "log_file": ("--log-file", _text),

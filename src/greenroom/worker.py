@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -31,6 +32,8 @@ DEFAULT_WORKER_TIMEOUT_MS = 1000
 DEFAULT_WORKER_THREADS = 8
 DEFAULT_CONCURRENCY = 100
 DEFAULT_STOP_TIMEOUT_MS = 600_000
+#: Seconds that ``join`` waits for hooks.
+HOOKS_TIMEOUT_S = 10.0
 #: The longest wait before a user's consumer that failed is made anew.
 DEFAULT_RESTART_DELAY_MS = 3000
 MAX_PREFETCH = 65_535
@@ -79,8 +82,9 @@ class Worker:
         self._ticker: Ticker | None = None
         self._hook_thread: HookThread | None = None
         #: Called once, when half of the threads are stuck: nothing is claimed any more, and the process should end.
-        self.on_stuck: Callable[[], None] | None = None
-        self._is_stuck = False
+        self.on_stuck: Callable[[], object] | None = None
+        #: True once that has happened.
+        self.is_stuck = False
 
     @property
     def is_running(self) -> bool:
@@ -187,9 +191,16 @@ class Worker:
             view.paused = False
 
     def join(self) -> None:
-        """Waits until all served queues are empty and nothing runs. Messages may come in meanwhile."""
+        """Waits until all served queues are empty, nothing runs, and the hooks of what ran are done. Messages may come
+        in meanwhile."""
         for queue_name in self._served(self.broker.get_declared_queues()):
             self.broker.wait_for_worker(queue_name)
+        pump, hook_thread = self._pump, self._hook_thread
+        if pump is not None and hook_thread is not None:
+            settled = threading.Event()
+            pump.order(settled.set)  # it is between two trips then: what it has settled, it has told the hook thread
+            settled.wait(HOOKS_TIMEOUT_S)
+            hook_thread.catch_up(HOOKS_TIMEOUT_S)
 
     def _running(self) -> Pump:
         if self._pump is None:
@@ -215,6 +226,8 @@ class Worker:
     def _transport(self) -> Any:
         """The broker's engine, or a bridge to a broker of a user's own."""
         if self.broker.transport is not None:
+            if getenv_int("dramatiq_delay_queue_prefetch"):
+                self.logger.info("greenroom_delay_queue_prefetch does nothing: delayed messages stay in the broker.")
             return self.broker.transport
         return BridgeTransport(
             self.broker,
@@ -227,9 +240,9 @@ class Worker:
     def _look_after(self) -> None:
         """Ticker: if half of the threads are stuck this process has become useless: it claims nothing more."""
         executor = self._executor
-        if executor is None or self._is_stuck or 2 * len(executor.stuck) < executor.count:
+        if executor is None or self.is_stuck or 2 * len(executor.stuck) < executor.count:
             return
-        self._is_stuck = True
+        self.is_stuck = True
         self.logger.critical("%d of %d worker threads are stuck; nothing is claimed any more.", *executor.how_stuck())
         self.pause()
         if self.on_stuck is not None:

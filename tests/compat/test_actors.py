@@ -81,7 +81,7 @@ def test_a_class_of_ones_own(broker: StubBroker) -> None:
 @pytest.mark.parametrize("name", ["", "1a", "a b", "ä", "a/b", "-a"])
 def test_a_bad_queue_name_is_refused(broker: StubBroker, name: str) -> None:
     """Queue names begin with a letter or underscore and go on with letters, digits, dots, dashes, underscores."""
-    with pytest.raises(ValueError, match="[Qq]ueue name"):
+    with pytest.raises(ValueError, match=r"[Qq]ueue name"):
         dramatiq.actor(lambda: None, actor_name="a", queue_name=name)
 
 

@@ -168,13 +168,13 @@ def test_without_results_there_is_no_backend(broker: StubBroker) -> None:
         broker.get_results_backend()
 
 
-@pytest.mark.parametrize("method", ["enqueue", "declare", "consume", "flush", "join"])
+@pytest.mark.parametrize("method", ["enqueue", "flush_all", "consume", "flush", "join"])
 def test_the_base_class_leaves_to_subclasses(method: str) -> None:
     """What a broker of one's own has to bring raises ``NotImplementedError``."""
     base = dramatiq.Broker()
     calls = {
         "enqueue": lambda: base.enqueue(dramatiq.Message("default", "a", (), {}, {})),
-        "declare": lambda: base.flush_all(),
+        "flush_all": base.flush_all,
         "consume": lambda: base.consume("default"),
         "flush": lambda: base.flush("default"),
         "join": lambda: base.join("default"),

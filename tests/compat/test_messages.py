@@ -123,7 +123,7 @@ def test_messages_compare_and_sort_as_tuples() -> None:
     """Equal by value, ordered by their fields in order."""
     assert message() == message()
     assert message(queue_name="a") < message(queue_name="b")
-    assert sorted([message(message_timestamp=2), message(message_timestamp=1)])[0].message_timestamp == 1
+    assert min(message(message_timestamp=2), message(message_timestamp=1)).message_timestamp == 1
 
 
 def test_str_is_the_call() -> None:

@@ -13,15 +13,16 @@ import greenroom as dramatiq
 #: Of the 32 names of the package, those that compose messages are not there yet.
 NAMES = """
 Actor GenericActor actor Broker Consumer MessageProxy get_broker set_broker Encoder JSONEncoder PickleEncoder
-DramatiqError BrokerError DecodeError ActorNotFound QueueNotFound QueueJoinTimeout BrokerConnectionError ConnectionClosed
-ConnectionFailed RateLimitExceeded Retry get_logger Message get_encoder set_encoder Middleware Worker ConsumerThread
-WorkerThread
+DramatiqError BrokerError DecodeError ActorNotFound QueueNotFound QueueJoinTimeout BrokerConnectionError
+ConnectionClosed ConnectionFailed RateLimitExceeded Retry get_logger Message get_encoder set_encoder Middleware Worker
+ConsumerThread WorkerThread
 """.split()
 
 MODULES = {
     "middleware": """
-        Middleware MiddlewareError SkipMessage Interrupt raise_thread_exception AgeLimit AsyncIO Callbacks CurrentMessage
-        Pipelines Retries Shutdown ShutdownNotifications TimeLimit TimeLimitExceeded default_middleware""",
+        Middleware MiddlewareError SkipMessage Interrupt raise_thread_exception AgeLimit AsyncIO Callbacks
+        CurrentMessage Pipelines Retries Shutdown ShutdownNotifications TimeLimit TimeLimitExceeded
+        default_middleware""",
     "middleware.prometheus": "Prometheus",
     "brokers.stub": "StubBroker",
     "threading": "Interrupt current_platform is_gevent_active raise_thread_exception supported_platforms",

@@ -53,7 +53,7 @@ def peek(broker: EngineTestBroker) -> list[Message[Any]]:
 
 
 def test_a_retry_comes_at_its_time(make: MakeBroker, clock: ManualClock) -> None:
-    """A message that fails runs again after ``min_backoff * 2**n`` times a jitter from one to two, until it succeeds."""
+    """A message that fails runs again after ``min_backoff * 2**n`` times a jitter of one to two, until it succeeds."""
     broker, started_ms = make(), []
 
     @actor(broker=broker, min_backoff=1000)
@@ -176,8 +176,8 @@ def test_expected_exceptions_are_not_retried(make: MakeBroker, caplog: pytest.Lo
 
 
 def test_an_actor_asks_for_a_retry(make: MakeBroker, clock: ManualClock, caplog: pytest.LogCaptureFixture) -> None:
-    """``raise Retry(delay=...)`` runs the message again after just that time, beyond ``max_backoff``, too. It counts as a
-    retry and not as an error."""
+    """``raise Retry(delay=...)`` runs the message again after just that time, beyond ``max_backoff``, too. It counts as
+    a retry and not as an error."""
     broker, started_ms = make(Retries(max_backoff=10)), []
 
     @actor(broker=broker)
@@ -304,7 +304,7 @@ class Unspeakable(Exception):
 )
 @pytest.mark.parametrize("max_retries", [0, 1])
 def test_any_error_can_be_kept(make: MakeBroker, error: Exception, text: str, max_retries: int) -> None:
-    """Whatever an exception says, the message is retried and dead-lettered as any other, with a text that can be kept."""
+    """Whatever an exception says, its message is retried and dead-lettered as any other, with a text to be kept."""
     broker, runs = make(), []
 
     @actor(broker=broker, max_retries=max_retries, min_backoff=0, max_backoff=0)
@@ -482,32 +482,40 @@ def test_garbage_does_not_stop_the_rest(make: MakeBroker, body: bytes) -> None:
     assert letter.error.message
 
 
-def test_an_unknown_actor(make: MakeBroker, clock: ManualClock) -> None:
-    """A message whose actor no worker knows yet is released and looked at again, ever less often; another worker that
-    knows the actor runs it."""
+def wait_until_put_aside(caplog: pytest.LogCaptureFixture, broker: EngineTestBroker, times: int) -> None:
+    """Until the worker has met the unknown actor that often, and has given the message back."""
+
+    def is_put_aside() -> bool:
+        return caplog.text.count("waits for a worker that knows") == times and broker.counts() == Counts(delayed=1)
+
+    wait_until(is_put_aside, f"the message is put aside, {times} times in all")
+
+
+def test_an_unknown_actor(make: MakeBroker, clock: ManualClock, caplog: pytest.LogCaptureFixture) -> None:
+    """A message whose actor nobody knows yet is put aside and looked at again, ever less often, while the rest runs.
+    Once the actor is known it runs."""
     broker = make()
     collect, notes = collector(broker)
     broker.enqueue(Message("default", "unknown", (), {}, {}))
     with working(broker):
-        wait_until(lambda: broker.counts() == Counts(delayed=1), "the message is put aside")
+        wait_until_put_aside(caplog, broker, 1)
         collect.send(1)
         wait_until(lambda: notes == [1], "the worker goes on")
         clock.advance_ms(5_000)
-        wait_until(lambda: broker.counts().delayed == 0, "it is looked at again")
-        wait_until(lambda: broker.counts() == Counts(delayed=1), "the message is put aside again")
+        wait_until_put_aside(caplog, broker, 2)
         actor(lambda: notes.append("known"), broker=broker, actor_name="unknown")
         clock.advance_ms(10_000)
         broker.wait_until_empty()
     assert notes == [1, "known"]
 
 
-def test_an_actor_that_stays_unknown(make: MakeBroker, clock: ManualClock) -> None:
-    """After ``unknown_actor_ttl_ms`` it is a dead letter that names the actor; with 0 at once."""
+def test_an_actor_that_stays_unknown(make: MakeBroker, clock: ManualClock, caplog: pytest.LogCaptureFixture) -> None:
+    """After ``unknown_actor_ttl_ms`` it is a dead letter that names the actor."""
     broker = make(unknown_actor_ttl_ms=12_000)
     broker.enqueue(Message("default", "unknown", (1,), {}, {}))
     with working(broker):
-        for wait_ms in (5_000, 10_000):
-            wait_until(lambda: broker.counts() == Counts(delayed=1), "the message is put aside")
+        for times, wait_ms in ((1, 5_000), (2, 10_000)):
+            wait_until_put_aside(caplog, broker, times)
             clock.advance_ms(wait_ms)
         broker.wait_until_empty()
     (letter,) = broker.dead()
@@ -531,3 +539,21 @@ def test_wrong_arguments(make: MakeBroker) -> None:
     with working(broker):
         broker.wait_until_empty()
     assert [letter.error.type for letter in broker.dead()] == ["TypeError"]
+
+
+@pytest.mark.parametrize("throws", ["ValueError", ["ValueError"], {"a": 1}, 7])
+def test_an_option_that_is_no_class(make: MakeBroker, throws: Any) -> None:
+    """A message may come from anywhere: ``throws`` in its options cannot be a class, and is left out of account."""
+    broker = make(Retries(max_retries=0))
+    collect, notes = collector(broker)
+
+    @actor(broker=broker)
+    def fail() -> None:
+        raise ValueError("x")
+
+    broker.enqueue(Message("default", "fail", (), {}, {"throws": throws}))
+    collect.send(1)
+    with working(broker):
+        broker.wait_until_empty()
+    assert notes == [1]
+    assert [letter.error.type for letter in broker.dead()] == ["ValueError"]

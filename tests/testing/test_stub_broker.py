@@ -362,9 +362,8 @@ def test_a_test_may_play_the_worker(broker: StubBroker) -> None:
 
 def test_the_jitter_of_retries_is_the_same_in_every_run() -> None:
     """Two brokers plan the same retries, whoever made their ``Retries``."""
-    one, other = (
-        next(m for m in StubBroker(middleware).middleware if isinstance(m, Retries)) for middleware in (None, [Retries()])
-    )
+    brokers = StubBroker(), StubBroker([Retries()])
+    one, other = (next(m for m in broker.middleware if isinstance(m, Retries)) for broker in brokers)
     assert [one.random.random() for _ in range(3)] == [other.random.random() for _ in range(3)]
 
 
@@ -382,7 +381,7 @@ def test_each_failed_attempt_is_logged_with_the_time_of_the_next(
         fail.send(7)
         broker.join("default", timeout=5_000, fail_fast=False)
     lines = [record.getMessage() for record in caplog.records if record.name.endswith("StubBroker")]
-    assert lines == ["Attempt 1 of message fail(7) failed with ValueError: boom. The next one is due in 0 ms."]
+    assert lines == ["Attempt 1 of message fail(7) failed with ValueError: boom. The next one is due in 1 ms."]
 
 
 def test_kept_exceptions_are_bounded(broker: StubBroker) -> None:
@@ -400,3 +399,23 @@ def test_kept_exceptions_are_bounded(broker: StubBroker) -> None:
     assert isinstance(last._exception, ValueError)
     assert not isinstance(first._exception, ValueError)
     assert str(first._exception) == "ValueError: boom 0"
+
+
+def test_after_join_the_hooks_have_run(worker: Worker, broker: StubBroker) -> None:
+    """``worker.join`` returns after the last ``after_ack``, so that a test may look at what a middleware has done."""
+    acked: list[int] = []
+
+    class Spy(greenroom.Middleware):
+        def after_ack(self, broker: object, message: greenroom.MessageProxy) -> None:
+            acked.append(message.args[0])
+
+    broker.add_middleware(Spy())
+
+    @greenroom.actor
+    def put(x: int) -> None: ...
+
+    for number in range(50):
+        put.send(number)
+        broker.join("default", timeout=5_000)
+        worker.join()
+        assert acked[-1] == number

@@ -75,6 +75,17 @@ def test_drain_leaves_the_word_to_stop() -> None:
     assert ready.pop() is None
 
 
+def test_drain_finds_what_came_after_the_word_to_stop() -> None:
+    """What was pushed while the threads were told to end is found, too: nobody else would run it or give it back."""
+    ready = ReadyRuns()
+    ready.stop_one()
+    ready.push([1], 0)
+    ready.stop_one()
+    ready.push([2], 0)
+    assert ready.drain() == [1, 2]
+    assert [ready.pop(), ready.pop()] == [None, None]
+
+
 def test_every_run_comes_once() -> None:
     """However many threads ask while runs of changing priorities come, each run comes once."""
     ready = ReadyRuns()

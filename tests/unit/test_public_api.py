@@ -22,7 +22,7 @@ LIST = Path(__file__).with_name("public_api.txt")
 #: What users import, modules and whole packages. Names of Dramatiq, where Dramatiq has the thing.
 PUBLIC = frozenset(
     """
-    actor asyncio broker brokers common composition encoder errors generic logging message middleware rate_limits
+    actor asyncio broker brokers common compat composition encoder errors generic logging message middleware rate_limits
     results scheduler threading worker
     """.split()
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from typing import Any
 
 from ..broker import Broker, Consumer
@@ -14,6 +15,7 @@ from ..message import Message
 from ..names import check_queue_name, new_storage_id, q_name
 from ..ports.transport import Envelope
 from .consumer import EngineConsumer
+from .pusher import Pusher
 
 #: Seconds between two looks at a queue that is being joined.
 _JOIN_INTERVAL_S = 0.02
@@ -24,6 +26,10 @@ class EngineBroker(Broker):
 
     #: The engine; set by the subclass. Must also answer the ``Admin`` port.
     transport: Any
+
+    @cached_property
+    def _pusher(self) -> Pusher:
+        return Pusher(self.transport.push)
 
     def declare_queue(self, queue_name: str) -> None:
         if queue_name not in self.queues:
@@ -43,35 +49,49 @@ class EngineBroker(Broker):
           MiddlewareError: If a ``before_enqueue`` hook vetoed it.
           BrokerError: If the engine did not take it.
         """
-        hooks = self.hooks
-        if delay is not None:
-            delay = delay_to_ms(delay)
-            message = message.copy(options={"eta": self.clock.now_ms() + delay})
-        if hooks.before_enqueue:
-            self.emit_before("enqueue", message, delay)
-        if delay is not None and hooks.before_delay_message:
-            self.emit_before("delay_message", message)
+        (message,), delay = self._prepared([message], delay)
         self._hand_over((message,), delay)
-        if hooks.after_enqueue:
+        if self.hooks.after_enqueue:
+            self.emit_after("enqueue", message, delay)
+        return message
+
+    async def aenqueue(self, message: Message[Any], *, delay: Any = None) -> Message[Any]:
+        """``enqueue`` for coroutines: does not block the loop, and what is sent at the same time goes together."""
+        (message,), delay = self._prepared([message], delay)
+        await self._pusher.push([self.envelope(message)])
+        if self.hooks.after_enqueue:
             self.emit_after("enqueue", message, delay)
         return message
 
     def _enqueue_chunk(self, chunk: list[Message[Any]], delay: Any) -> None:
+        messages, delay = self._prepared(chunk, delay)
+        self._hand_over(messages, delay)
+        self._tell_enqueued(messages, delay)
+
+    async def _aenqueue_chunk(self, chunk: list[Message[Any]], delay: Any) -> None:
+        messages, delay = self._prepared(chunk, delay)
+        await self._pusher.push([self.envelope(message) for message in messages])
+        self._tell_enqueued(messages, delay)
+
+    def _prepared(self, messages: list[Message[Any]], delay: Any) -> tuple[list[Message[Any]], int | None]:
+        """The messages with their eta, once every hook has let every one of them through."""
         hooks = self.hooks
-        delay = delay_to_ms(delay)
-        if delay is not None:
-            eta = self.clock.now_ms() + delay
-            chunk = [message.copy(options={"eta": eta}) for message in chunk]
+        delay_ms = delay_to_ms(delay)
+        if delay_ms is not None:
+            eta = {"eta": self.clock.now_ms() + delay_ms}
+            messages = [message.copy(options=eta) for message in messages]
         if hooks.before_enqueue:
-            for message in chunk:
-                self.emit_before("enqueue", message, delay)
-        if delay is not None and hooks.before_delay_message:
-            for message in chunk:
+            for message in messages:
+                self.emit_before("enqueue", message, delay_ms)
+        if delay_ms is not None and hooks.before_delay_message:
+            for message in messages:
                 self.emit_before("delay_message", message)
-        self._hand_over(chunk, delay)
-        if hooks.after_enqueue:
-            for message in chunk:
-                self.emit_after("enqueue", message, delay)
+        return messages, delay_ms
+
+    def _tell_enqueued(self, messages: list[Message[Any]], delay_ms: int | None) -> None:
+        if self.hooks.after_enqueue:
+            for message in messages:
+                self.emit_after("enqueue", message, delay_ms)
 
     def _hand_over(self, messages: Sequence[Message[Any]], delay_ms: int | None) -> None:
         """Pushes what the hooks have let through; ``delay_ms`` is in the messages' eta already."""

@@ -51,6 +51,7 @@ def make_worker(settings: Settings) -> Worker:
         queues=settings.queues,
         worker_timeout=settings.worker_timeout_ms,
         worker_threads=settings.threads,
+        concurrency=settings.concurrency,
     )
 
 
@@ -67,6 +68,7 @@ def _parser() -> Parser:
     # No types and no defaults here: Settings checks what was given, all of it at once, and knows the defaults.
     add("-p", "--processes", metavar="N", help="worker processes (default: one for each usable CPU)")
     add("-t", "--threads", metavar="N", help="threads of each process (default: 8)")
+    add("--concurrency", metavar="N", help="async actors that each process runs at a time (default: 100)")
     add("-P", "--path", metavar="DIR", nargs="*", help="folders to import from (default: .)")
     add("-Q", "--queues", metavar="QUEUE", nargs="*", help="the only queues to consume (default: all)")
     add("--log-file", metavar="FILE", help="append log lines to this file (default: standard error)")

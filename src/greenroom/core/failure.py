@@ -18,7 +18,7 @@ def type_name(exception: BaseException) -> str:
 def message_of(exception: BaseException, limit: int = MAX_MESSAGE) -> str:
     """``str(exception)``, cut to ``limit`` characters; a placeholder if that raises."""
     try:
-        text = str(exception)
+        text = _storable(str(exception))
         return text if len(text) <= limit else text[: limit - 3] + "..."
     except Exception as e:  # noqa: BLE001  # an exception whose own methods raise must still be reported
         return f"<unprintable: {type(e).__name__}>"
@@ -27,7 +27,12 @@ def message_of(exception: BaseException, limit: int = MAX_MESSAGE) -> str:
 def traceback_of(exception: BaseException, limit: int = MAX_TRACEBACK) -> str:
     """The traceback as text; of a long one the end, where the cause is."""
     try:
-        text = "".join(traceback.format_exception(exception, limit=TRACEBACK_LIMIT))
+        text = _storable("".join(traceback.format_exception(exception, limit=TRACEBACK_LIMIT)))
     except Exception as e:  # noqa: BLE001  # see message_of
         return f"{type_name(exception)}: <traceback unavailable: {type(e).__name__}>\n"
     return text if len(text) <= limit else "..." + text[3 - limit :]
+
+
+def _storable(text: str) -> str:
+    r"""``text`` as UTF-8 can hold it: a file's name may contain half of a surrogate pair, which becomes ``\udcff``."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")

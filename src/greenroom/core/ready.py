@@ -74,19 +74,23 @@ class ReadyRuns:
                 return run
 
     def drain(self) -> list[Any]:
-        """Any thread: takes all that nobody has taken a token for."""
+        """Any thread: takes all that nobody has taken a token for, also what came behind the word to end."""
         runs: list[Any] = []
+        stops = 0
         while True:
             try:
                 token = self._tokens.get_nowait()
             except Empty:
-                return runs
+                break
             if token is _STOP:
-                self._tokens.put(token)
-                return runs
+                stops += 1
+                continue
             while (run := self._buckets.pop()) is None:
                 pass
             runs.append(run)
+        for _ in range(stops):
+            self.stop_one()
+        return runs
 
     def stop_one(self) -> None:
         """Tells one thread to end, once all before it is taken."""

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable
+from typing import Any
+
+from .options import MAX_DELAY_MS
 
 #: Milliseconds. Seven days is also the hard ceiling of ``max_backoff``.
 DEFAULT_MIN_BACKOFF = 15_000
@@ -11,6 +15,12 @@ DEFAULT_MAX_BACKOFF = 7 * 24 * 60 * 60 * 1000
 DEFAULT_MAX_RETRIES = 20
 
 _MAX_EXPONENT = 32
+
+
+def is_expected(exception: BaseException, throws: Any) -> bool:
+    """True if ``throws``, a class or a tuple of classes, names the exception. What came in a message's JSON is neither,
+    and names nothing."""
+    return isinstance(throws, (type, tuple)) and isinstance(exception, throws)
 
 
 def is_exhausted(
@@ -42,3 +52,13 @@ def retry_delay_ms(
     if backoff > ceiling:
         backoff = int(ceiling * uniform(0.5, 1))
     return backoff
+
+
+def wanted_delay_ms(delay: Any) -> int | None:
+    """The delay that a ``Retry`` asks for, in milliseconds; None if it asks for none, or for what is no time.
+
+    It never raises, for the message would be lost: what lies in the past is due at once, what is absurd comes late.
+    """
+    if not isinstance(delay, (int, float)) or isinstance(delay, bool) or math.isnan(delay):
+        return None
+    return int(min(max(delay, 0), MAX_DELAY_MS))

@@ -7,13 +7,15 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from ..core.failure import traceback_of
-from ..core.options import check_options, delay_to_ms
+from ..core.options import check_options
 from ..core.retry import (
     DEFAULT_MAX_BACKOFF,
     DEFAULT_MAX_RETRIES,
     DEFAULT_MIN_BACKOFF,
     is_exhausted,
+    is_expected,
     retry_delay_ms,
+    wanted_delay_ms,
 )
 from ..errors import RateLimitExceeded, Retry
 from ..logging import get_logger
@@ -72,7 +74,7 @@ class Retries(Middleware):
         actor = broker.actors[message.actor_name]
         options = message.options
         throws = options.get("throws") or actor.options.get("throws")
-        if throws and isinstance(exception, throws):
+        if is_expected(exception, throws):
             self.logger.info("Aborting message %r.", message.message_id)
             message.fail()
             return
@@ -109,7 +111,7 @@ class Retries(Middleware):
         self, exception: BaseException, retries: int, options: dict[str, Any], actor_options: dict[str, Any]
     ) -> int:
         if isinstance(exception, Retry):
-            delay_ms = delay_to_ms(exception.delay)
+            delay_ms = wanted_delay_ms(exception.delay)
             if delay_ms is not None:
                 return delay_ms
         return retry_delay_ms(

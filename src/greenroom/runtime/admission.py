@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..core.options import check_priority
 from ..core.run import Run
 from ..core.unknown_actor import released_until_ms
 from ..core.verdict import Verdict
-from ..errors import ActorNotFound, DecodeError
+from ..errors import ActorNotFound, DecodeError, InvalidMessage
 from ..logging import get_logger, one_line
 from ..message import Message, decode_message
 from ..ports.transport import Delivery, ErrorText, Settlement
@@ -32,6 +33,10 @@ class Admission:
             return self._unknown(delivery, message)
         if message.options:
             message.options.pop("eta", None)
+            try:
+                check_priority(message.options.get("priority", 0))
+            except ValueError as e:
+                return self._undecodable(delivery, InvalidMessage(str(e), delivery.body))
         return Run(message, delivery, actor)
 
     def _undecodable(self, delivery: Delivery, error: DecodeError) -> Settlement:

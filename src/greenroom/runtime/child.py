@@ -21,6 +21,7 @@ import threading
 import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
+from functools import partial
 from multiprocessing.connection import Connection
 from types import TracebackType
 from typing import Any, Protocol
@@ -80,6 +81,10 @@ class Startable(Protocol):
     """What a child runs: a ``Worker``."""
 
     broker: Any
+    on_stuck: Callable[[], object] | None
+
+    @property
+    def is_stuck(self) -> bool: ...
 
     def start(self) -> None: ...
 
@@ -182,6 +187,7 @@ def _boot(spec: ChildSpec, pipe: Connection, wake_writer: int) -> Startable:
     worker = spec.make_worker(spec.settings)
     threading.Thread(target=_watch_parent, args=(pipe,), name="ParentWatch", daemon=True).start()
     _stop_on_term(wake_writer)
+    worker.on_stuck = partial(os.write, wake_writer, b"stuck")
     worker.start()
     report = Ready(one_line(repr(worker.broker)), tuple(sorted(worker.broker.get_declared_queues())))
     pipe.send_bytes(encode_report(report))
@@ -192,6 +198,10 @@ def _stop(worker: Startable, settings: Settings, logger: logging.Logger) -> Exit
     grace_ms = settings.worker_shutdown_timeout_ms
     deadline = SYSTEM_CLOCK.monotonic() + grace_ms / 1000
     worker.stop(timeout=grace_ms)
+    if worker.is_stuck:
+        logger.critical("This process ends because half of its threads are stuck.")
+        logging.shutdown()
+        os._exit(ExitCode.INTERNAL)  # their threads would keep the interpreter alive
     if SYSTEM_CLOCK.monotonic() < deadline:
         return ExitCode.OK
     logger.error("Tasks were still running after the grace of %d ms.", grace_ms)

@@ -22,7 +22,7 @@ class HookThread:
 
     def __init__(self, broker: Any) -> None:
         self._broker = broker
-        self._queue: SimpleQueue[Sequence[Run] | None] = SimpleQueue()
+        self._queue: SimpleQueue[Sequence[Run] | threading.Event | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
 
     def settled(self, runs: Sequence[Run]) -> None:
@@ -35,6 +35,13 @@ class HookThread:
             self._thread.start()
         self._queue.put(runs)
 
+    def catch_up(self, timeout_s: float) -> None:
+        """Any thread: waits until the hooks of all that was settled so far have run."""
+        if self._thread is not None:
+            done = threading.Event()
+            self._queue.put(done)
+            done.wait(timeout_s)
+
     def stop(self) -> None:
         """Runs what is left and ends."""
         if self._thread is not None:
@@ -44,6 +51,9 @@ class HookThread:
 
     def _main(self) -> None:
         while (runs := self._queue.get()) is not None:
+            if isinstance(runs, threading.Event):
+                runs.set()
+                continue
             for run in runs:
                 self.tell(run)
 

@@ -26,18 +26,21 @@ class Intake:
         admit, threads, loop = self._admit, self._threads, self._loop
         decided: list[Settlement] = []
         batches: dict[tuple[Lane, int], list[Run]] = {}
+        last: tuple[Lane, int] | None = None
+        batch: list[Run] = []
         for delivery in deliveries:
             run = admit(delivery)
             if isinstance(run, Settlement):
                 decided.append(run)
                 continue
-            actor, options = run.actor, run._message.options
+            actor = run.actor
+            options = run._message.options
+            lane = loop if actor.is_async else threads
             priority = options.get("priority", actor.priority) if options else actor.priority
-            key = (loop if actor.is_async else threads, priority)
-            if key in batches:
-                batches[key].append(run)
-            else:
-                batches[key] = [run]
+            if last is None or lane is not last[0] or priority != last[1]:
+                last = (lane, priority)
+                batch = batches.setdefault(last, [])
+            batch.append(run)
         for lane, priority in sorted(batches, key=_priority) if len(batches) > 1 else batches:
             decided += self._hand_over(lane, priority, batches[lane, priority])
         return decided

@@ -19,19 +19,20 @@ def call_actor(run: Run) -> tuple[Any, BaseException | None]:
     """Calls the actor of ``run``; returns what it returned, or what it raised.
 
     If the function returned, the attempt has succeeded, wherever an interrupt lands. A plain call can lose the result:
-    CPython looks for interrupts after the call and before the value is stored. So the result is put into a list by C
-    code, which no interrupt comes between.
+    CPython looks for interrupts after a call and before its value is stored. An iteration stores what it yields first
+    and looks when it goes back for more; so the call is made by an iterator, in C.
     """
     slot: Slot = run.slot
     message = run._message
     function = run.actor.run
-    box: list[Any] = []
+    result: Any = None
     failure: BaseException | None = None
+    returned = False
     try:
         calls = starmap(partial(function, **message.kwargs) if message.kwargs else function, (message.args,))
-        keep = box.extend
         slot.in_user = True
-        keep(calls)
+        for result in calls:  # noqa: B007  # once
+            returned = True
     except BaseException as e:  # noqa: BLE001  # whatever an actor raises is its failure
         failure = e
     slot.in_user = False
@@ -44,9 +45,7 @@ def call_actor(run: Run) -> tuple[Any, BaseException | None]:
     slot.notify_shutdown = False
     if slot.abandoned:
         return None, TimeLimitExceeded("The actor ran on after it was interrupted.")
-    if box:
-        return box[0], None
-    return None, failure
+    return (result, None) if returned else (None, failure)
 
 
 def strike(slot: Slot, interrupt: type[BaseException]) -> bool:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ..core.failure import message_of, traceback_of, type_name
+from ..core.retry import is_expected
 from ..core.run import Run
 from ..core.verdict import Verdict
 from ..errors import MiddlewareError, RateLimitExceeded, Retry, SkipMessage
@@ -42,7 +43,7 @@ class Steps:
     def begin(self, run: Run) -> bool:
         """Runs ``before_process_message``; False if the actor is not to be called."""
         broker = self._broker
-        before = self._before if run._message.options else self._lean_hooks(run.actor)[0]
+        before = self._before if run._message.options else (self._lean.get(run.actor) or self._learn(run.actor))[0]
         try:
             for hook in before:
                 try:
@@ -91,20 +92,21 @@ class Steps:
             return await self.awrap[layer](self._broker, run, lambda: self._awrapped(run, layer + 1))
         return await call_async_actor(run)
 
-    def _lean_hooks(self, actor: Any) -> tuple[Any, Any]:
+    def _learn(self, actor: Any) -> tuple[Any, Any]:
         """The hooks around a message of ``actor`` that has no options and succeeds. The hot path does no work for what
         is not in use: of the default middleware one hook is left."""
-        found = self._lean.get(actor)
-        if found is None:
-            hooks = self.hooks
-            found = (hooks.lean("before_process_message", actor), hooks.lean("after_process_message", actor))
-            self._lean[actor] = found
-        return found
+        hooks = self.hooks
+        lean = (hooks.lean("before_process_message", actor), hooks.lean("after_process_message", actor))
+        self._lean[actor] = lean
+        return lean
 
     def finish(self, run: Run, result: Any, exception: BaseException | None) -> None:
         """Runs ``after_process_message``, in reverse, with what the actor returned or raised."""
         broker = self._broker
-        after = self._after if exception is not None or run._message.options else self._lean_hooks(run.actor)[1]
+        if exception is not None or run._message.options:
+            after = self._after
+        else:
+            after = (self._lean.get(run.actor) or self._learn(run.actor))[1]
         if exception is not None:
             run.stuff_exception(exception)
             broker.note_failure(run, exception)
@@ -122,7 +124,7 @@ class Steps:
         if run.retry_delay_ms is not None:
             return self._retry(run)
         if self._before_ack:
-            self._broker.emit_before("ack", run)
+            self._emit_before("ack", run)
         return Settlement(run.delivery, Verdict.ACK)
 
     def _bury(self, run: Run) -> Settlement:
@@ -179,7 +181,7 @@ def _log_failure(run: Run, exception: BaseException) -> None:
     throws = run.options.get("throws") or run.actor.options.get("throws")
     if isinstance(exception, RateLimitExceeded):
         logger.debug("Rate limit exceeded in message %s: %s.", run, exception)
-    elif throws and isinstance(exception, throws):
+    elif is_expected(exception, throws):
         logger.info("Failed to process message %s with expected exception %s.", run, type_name(exception))
     elif not isinstance(exception, Retry):
         logger.error("Failed to process message %s with unhandled exception.", run, exc_info=exception)

@@ -97,8 +97,11 @@ class _Wanted:
 
     def __init__(self, actor: Any, args: Any, kwargs: Any, queue: Any, delay: Any) -> None:
         self.actor_name: str = actor if isinstance(actor, str) else actor.actor_name
-        self.args = args if args is ANY else tuple(args)
-        self.kwargs = kwargs if kwargs is ANY else dict(kwargs)
+        if isinstance(args, str):
+            raise TypeError(f"args are all positional arguments: write args=({args!r},).")
+        # Whatever else they are, such as `mock.ANY`, has its own idea of being equal.
+        self.args = tuple(args) if isinstance(args, Iterable) else args
+        self.kwargs = dict(kwargs) if isinstance(kwargs, Mapping) else kwargs
         self.queue = queue
         self.delay_ms = delay if delay is ANY or delay is None else duration_ms(delay)
 
@@ -130,10 +133,10 @@ class _Wanted:
         return "\n".join(["What was enqueued:", *lines[:_LISTED], *more])
 
     def __str__(self) -> str:
-        arguments = ["..."] if self.args is ANY else [repr(arg) for arg in self.args]
-        if self.kwargs is not ANY:
+        arguments = [repr(arg) for arg in self.args] if isinstance(self.args, tuple) else ["..."]
+        if isinstance(self.kwargs, dict):
             arguments += [f"{name}={value!r}" for name, value in self.kwargs.items()]
-        elif self.args is not ANY:
+        elif arguments != ["..."]:
             arguments.append("...")
         text = f"{self.actor_name}({', '.join(arguments)})"
         where = _where(self.queue, self.delay_ms)
@@ -166,10 +169,14 @@ def _is_same(wanted: Any, found: Any) -> bool:
 
 def _travelled(value: Any) -> Any:
     """A tuple of arguments, or a dict of them, as an actor gets it."""
-    is_kwargs = isinstance(value, dict)
+    if isinstance(value, dict):
+        message: Message[Any] = Message("q", "a", (), value, {})
+    elif isinstance(value, tuple):
+        message = Message("q", "a", value, {}, {})
+    else:
+        return value
     try:
-        body = Message("q", "a", () if is_kwargs else value, value if is_kwargs else {}, {}).encode()
-    except (EncodeError, TypeError, ValueError):
+        message = Message.decode(message.encode())
+    except (EncodeError, TypeError, ValueError):  # it could not have been sent
         return ANY
-    message = Message.decode(body)
-    return message.kwargs if is_kwargs else message.args
+    return message.kwargs if isinstance(value, dict) else message.args

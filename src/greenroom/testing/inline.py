@@ -137,6 +137,7 @@ class InlineBroker(StubBroker):
             self._consumer.exchange((Settlement(delivery, Verdict.DEAD, error=reason),), 0)
             return None
         message.options.pop("eta", None)
+        self._failures.pop(delivery.id, None)  # of the attempt before: what this run leaves there is its own
         run = Run(message, delivery, actor)
         run.slot = Slot(0)
         return run
@@ -194,21 +195,13 @@ async def _run_async(broker: InlineBroker, run: Run) -> None:
     if steps.begin(run):
         result, exception = None, None
         try:
-            result = await _call_async(broker, run, 0)
+            result = await steps.acall(run)
         except BaseException as e:  # noqa: BLE001  # user code may raise anything: it is the outcome of the run
             exception = e
         steps.finish(run, result, exception)
         exception = None  # or its traceback would keep this frame, and all that it refers to, in a cycle
     run.settlement = steps.settle(run)
     run._exception = None
-
-
-async def _call_async(broker: InlineBroker, run: Run, layer: int) -> Any:
-    """Calls an async actor, inside the onion if there is one."""
-    onion = broker.hooks.awrap
-    if layer == len(onion):
-        return await run.actor.run(*run.args, **run.kwargs)
-    return await onion[layer](broker, run, lambda: _call_async(broker, run, layer + 1))
 
 
 def _loop_runs() -> bool:
