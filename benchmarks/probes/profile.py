@@ -21,7 +21,7 @@ import greenroom
 from greenroom.brokers.engine import EngineBroker
 from greenroom.brokers.sqlite import SqliteBroker
 from greenroom.core.run import Run
-from greenroom.core.slot import Slot
+from greenroom.runtime.slot import Slot
 from greenroom.core.verdict import Verdict
 from greenroom.engines.memory.transport import MemoryTransport
 from greenroom.message import Message

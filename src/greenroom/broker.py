@@ -118,6 +118,8 @@ class Broker:
         self.clock = clock
         #: Called with the name of each queue that is declared; workers listen here.
         self.queue_listeners: list[Callable[[str], None]] = []
+        #: Actors whose results were discarded, because a warning of it is enough.
+        self.returned_in_vain: set[Any] = set()
         self._hooks: HookTable | None = None
         self._middleware = _MiddlewareList([], self._forget_hooks)
         if middleware is None:

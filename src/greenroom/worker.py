@@ -130,6 +130,7 @@ class Worker:
             loop,
             outbox,
             wait_s=self.worker_timeout / 1000,
+            queue_cap=getenv_int("dramatiq_queue_prefetch", 0),
             settled=self._settled,
         )
         served = sorted(self._served(broker.get_declared_queues()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -304,4 +305,23 @@ def test_a_consumer_outlives_garbage(sqlite: SqliteBroker) -> None:
     assert found is not None
     assert found.args == (1,)
     assert counts(sqlite) == (0, 1, 1)
+    consumer.close()
+
+
+@pytest.mark.parametrize("prefetch", [1, 2])
+def test_another_thread_may_settle_while_one_waits(sqlite: SqliteBroker, prefetch: int) -> None:
+    """It does not wait for the idle timeout, and with its place free the next message comes at once."""
+    actor = dramatiq.actor(lambda x: x, actor_name="a", broker=sqlite)
+    actor.send(0)
+    consumer = sqlite.consume("default", prefetch=prefetch, timeout=20_000)
+    first = next(consumer)
+    assert first is not None
+    found: list[Any] = []
+    waiting = threading.Thread(target=lambda: found.append(next(consumer)))
+    waiting.start()
+    consumer.ack(first)
+    actor.send(1)
+    waiting.join(10)
+    assert not waiting.is_alive()
+    assert [message.args for message in found] == [(1,)]
     consumer.close()

@@ -20,7 +20,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs" / "guides").glob("*.md"))]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "docs" / "coming-from-dramatiq.md",
+    *sorted((ROOT / "docs" / "guides").glob("*.md")),
+]
 
 BLOCK = re.compile(
     r"(?:^<!--[ ]*not run:(?P<reason>.*?)-->\n+)?^```python\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import timedelta
 from unittest import mock
 
@@ -52,6 +53,18 @@ def test_many_at_once_are_found(email: Email) -> None:
     """``send_many`` is sending many."""
     email.send_many([("ada",), ("bob",)], delay=1_000)
     assert_enqueued(email, delay="1s", count=2)
+
+
+def test_coroutines_send_too(email: Email) -> None:
+    """What ``asend`` and its like have sent is known as well."""
+
+    async def main() -> None:
+        await email.asend("ada")
+        await email.asend_many([("bob",), ("eve",)], delay=1_000)
+
+    asyncio.run(main())
+    assert_enqueued(email, count=3)
+    assert_enqueued(email, args=("eve",), delay="1s", count=1)
 
 
 def test_arguments_are_compared_as_they_arrive(email: Email) -> None:

@@ -11,7 +11,6 @@ import pytest
 
 import greenroom
 from greenroom import Message, Middleware
-from greenroom.actor import Actor
 from greenroom.errors import ActorNotFound, DecodeError, Retry
 from greenroom.middleware import MiddlewareError
 from greenroom.testing import InlineBroker, ManualClock, assert_enqueued, use_broker
@@ -286,13 +285,6 @@ def test_an_async_actor_runs_on_a_loop_of_its_own() -> None:
             put.send(2)
 
 
-async def asend(actor: Actor[..., Any], *args: Any) -> None:
-    """Sends and runs, without blocking the loop."""
-    broker = greenroom.get_broker()
-    assert isinstance(broker, InlineBroker)
-    await broker.aenqueue(actor.message(*args))
-
-
 def test_inside_a_loop_an_async_actor_is_awaited(inline: InlineBroker, clock: ManualClock) -> None:
     """In a running loop ``send`` of an async actor raises and sends nothing; awaiting runs it, and what it sends."""
     seen: list[str] = []
@@ -300,7 +292,7 @@ def test_inside_a_loop_an_async_actor_is_awaited(inline: InlineBroker, clock: Ma
     @greenroom.actor(max_retries=0)
     async def outer(x: int) -> None:
         await asyncio.create_task(nothing())  # it really waits
-        await asend(inner, x)
+        await inner.asend(x)
         seen.append(f"outer {x}")
 
     @greenroom.actor(max_retries=0)
@@ -319,14 +311,17 @@ def test_inside_a_loop_an_async_actor_is_awaited(inline: InlineBroker, clock: Ma
         with pytest.raises(RuntimeError, match=r"await outer\.asend"):
             outer.send_many([(1,)])
         assert not inline.enqueued
-        await asend(outer, 1)
+        await outer.asend(1)
         outer.send_with_options(args=(3,), delay=1_000)
         plain.send()
-        await asend(plain)
+        await plain.asend()
         with pytest.raises(ValueError, match="boom"):
-            await asend(outer, 2)
+            await outer.asend(2)
+        assert await inner.asend_many([(4,), (5,)]) == 2
+        await asyncio.gather(inner.asend(6), inner.asend(7))
 
     asyncio.run(main())
-    assert seen == ["inner 1", "outer 1", "plain", "plain", "inner 2"]
+    assert seen[:5] == ["inner 1", "outer 1", "plain", "plain", "inner 2"]
+    assert seen[5:] == ["inner 4", "inner 5", "inner 6", "inner 7"]
     assert clock.tick("1s") == 2
     assert seen[-2:] == ["inner 3", "outer 3"]

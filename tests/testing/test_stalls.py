@@ -104,9 +104,9 @@ def test_a_paused_worker(worker: Worker, broker: StubBroker) -> None:
         done.append(1)
 
     worker.pause()
-    while broker.transport.changed and any(not c._paused for c in broker.transport._consumers):
-        with broker.transport.changed:
-            broker.transport.changed.wait(0.01)
+    changed = broker.transport.changed
+    with changed:
+        assert changed.wait_for(lambda: all(c._paused for c in broker.transport._consumers), DEADLINE_S)
     put.send()
     with pytest.raises(QueueStalled, match="does not consume"):
         worker.join()

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from ..broker import Consumer, MessageProxy
+from ..clock import SYSTEM_CLOCK
 from ..core.failure import message_of, traceback_of, type_name
 from ..core.verdict import Verdict
 from ..errors import DecodeError
@@ -49,30 +50,39 @@ class EngineConsumer(Consumer):
         self._timeout_s = timeout_ms / 1000
         self._fetched: deque[ConsumedMessage] = deque()
         self._unsettled = 0
-        # guards: the engine's consumer has one caller at a time (but for `wait` and `wake`). Held for one trip, since
-        # Dramatiq lets any thread settle.
-        self._lock = threading.Lock()
+        self._settlers: deque[None] = deque()  # one for each thread that is about to settle
+        # guards: the engine's consumer has one caller at a time. Held for one trip, or for a wait, which a thread that
+        # is about to settle ends.
+        self._turn = threading.Condition()
 
     def __next__(self) -> MessageProxy | None:
-        """The next message, or None after the timeout, or while ``prefetch`` messages are not settled.
+        """The next message; None after the timeout, in which other threads may settle what they hold.
 
         Raises:
           BrokerError: If the engine does not answer.
         """
-        if not self._fetched and not self._fetch():
-            self._consumer.wait(self._timeout_s)
-            self._fetch()
-        return self._fetched.popleft() if self._fetched else None
+        deadline = SYSTEM_CLOCK.monotonic() + self._timeout_s
+        with self._turn:
+            while not self._fetched and not self._fetch():
+                left_s = deadline - SYSTEM_CLOCK.monotonic()
+                if left_s <= 0:
+                    return None
+                if self._settlers or self._unsettled >= self._prefetch:
+                    self._turn.wait(left_s)
+                else:
+                    self._consumer.wait(left_s)
+            return self._fetched.popleft()
 
     def _fetch(self) -> bool:
-        with self._lock:
-            limit = self._prefetch - self._unsettled
-            exchange = self._trip((), limit) if limit > 0 else Exchange()
-            self._unsettled += len(exchange.deliveries)
-            garbage = [refusal for delivery in exchange.deliveries if (refusal := self._take(delivery))]
-            if garbage:
-                self._trip(garbage, 0)
-                self._unsettled -= len(garbage)
+        limit = self._prefetch - self._unsettled
+        if limit <= 0:
+            return False
+        deliveries = self._trip((), limit).deliveries
+        self._unsettled += len(deliveries)
+        garbage = [refusal for delivery in deliveries if (refusal := self._take(delivery))]
+        if garbage:
+            self._trip(garbage, 0)
+            self._unsettled -= len(garbage)
         return bool(self._fetched)
 
     def _take(self, delivery: Delivery) -> Settlement | None:
@@ -105,13 +115,22 @@ class EngineConsumer(Consumer):
         self._settle([Settlement(message.delivery, Verdict.RELEASE) for message in messages])
 
     def _settle(self, settle: list[Settlement]) -> None:
-        with self._lock:
-            self._trip(settle, 0)
-            self._unsettled -= len(settle)
+        self._settlers.append(None)
         self._consumer.wake()
+        with self._turn:
+            self._settlers.pop()
+            try:
+                self._trip(settle, 0)
+                self._unsettled -= len(settle)
+            finally:
+                self._turn.notify_all()
 
     def close(self) -> None:
         """Gives back what is not settled. Closing again does nothing."""
-        with self._lock:
+        self._settlers.append(None)
+        self._consumer.wake()
+        with self._turn:
+            self._settlers.pop()
             self._fetched.clear()
             self._consumer.close()
+            self._turn.notify_all()

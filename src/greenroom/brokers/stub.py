@@ -155,6 +155,13 @@ class StubBroker(EngineBroker):
         self._declared(message.queue_name)
         return super().enqueue(message, delay=delay)
 
+    async def aenqueue(self, message: Message[Any], *, delay: Any = None) -> Message[Any]:
+        """``enqueue`` for coroutines: memory blocks no loop."""
+        return self.enqueue(message, delay=delay)
+
+    async def _aenqueue_chunk(self, chunk: list[Message[Any]], delay: Any) -> None:
+        self._enqueue_chunk(chunk, delay)
+
     def envelope(self, message: Message[Any]) -> Envelope:
         queue_name = self._declared(message.queue_name)
         if queue_name != message.queue_name:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from ..core.options import check_options
 from ..errors import Interrupt
 from .middleware import Middleware
 
@@ -27,6 +28,7 @@ class TimeLimit(Middleware):
     """
 
     def __init__(self, *, time_limit: float | None = DEFAULT_TIME_LIMIT, interval: int = 1000) -> None:
+        check_options({"time_limit": time_limit})
         self.time_limit = time_limit
         self.interval = interval
 

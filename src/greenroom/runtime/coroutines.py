@@ -6,7 +6,7 @@ import asyncio
 from typing import Any
 
 from ..core.run import Run
-from ..core.slot import Slot
+from .slot import Slot
 
 
 async def call_async_actor(run: Run) -> Any:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 from ..core.prefetch import claim_limit, hold_target
+from ..core.run import Run
+from ..ports.transport import Delivery, Settlement
 
 
 class Lane:
@@ -46,3 +50,30 @@ class Lane:
         self.target = hold_target(
             self.target, slots=self.executor.count, mean_run_s=max(0.0, new_busy_s) / new_runs, mean_body=mean_body
         )
+
+
+class QueueCap:
+    """Owned by the pump: no more than ``cap`` messages of a queue are held by this process (``queue_prefetch``).
+
+    One trip claims from several queues and cannot bound each; so it claims no more than the fullest open queue has room
+    for, and leaves the full ones out.
+    """
+
+    def __init__(self, cap: int) -> None:
+        self._cap = cap
+        self._held: Counter[str] = Counter()
+
+    def bound(self, limit: int, skip: frozenset[str]) -> tuple[int, frozenset[str]]:
+        """The limit and the queues to leave out of the next claim."""
+        full = {queue for queue, held in self._held.items() if held >= self._cap}
+        fullest = max((held for held in self._held.values() if held < self._cap), default=0)
+        return min(limit, self._cap - fullest), skip | full
+
+    def claimed(self, deliveries: Sequence[Delivery], decided: Sequence[Settlement]) -> None:
+        """These were claimed; those that were decided at once are not held."""
+        self._held.update(delivery.queue for delivery in deliveries)
+        self._held.subtract(settlement.delivery.queue for settlement in decided)
+
+    def returned(self, runs: Sequence[Run]) -> None:
+        """These have finished."""
+        self._held.subtract(run.delivery.queue for run in runs)

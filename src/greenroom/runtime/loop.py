@@ -20,11 +20,11 @@ from typing import Any
 from ..core.outbox import NOT_WAITING, Outbox
 from ..core.ready import Buckets
 from ..core.run import Run
-from ..core.slot import Slot
 from ..logging import get_logger
 from ..middleware.shutdown import Shutdown
 from ..middleware.time_limit import TimeLimitExceeded
 from .coroutines import cancel
+from .slot import Slot
 from .steps import Steps
 
 logger = get_logger("greenroom.worker", "LoopThread")
@@ -141,6 +141,8 @@ class LoopExecutor:
         run.settlement = steps.settle(run)
         run._exception = None
         slot.run = slot.task = None
+        slot.deadline = 0.0
+        slot.notify_shutdown = False
         slot.strikes = 0
         self._free.append(slot)
         self._admit()

@@ -26,7 +26,7 @@ from ..errors import BrokerError, BrokerFull
 from ..logging import get_logger
 from ..ports.transport import MAX_TRIP, Consumer, Delivery, ErrorText, Exchange, Settlement
 from .intake import Intake
-from .lanes import Lane
+from .lanes import Lane, QueueCap
 from .loop import LoopExecutor
 from .threads import ThreadExecutor
 
@@ -50,6 +50,7 @@ class Pump:
         outbox: Outbox,
         *,
         wait_s: float,
+        queue_cap: int | None = None,
         settled: Callable[[Sequence[Run]], None] | None = None,
     ) -> None:
         self.consumer = consumer
@@ -59,6 +60,7 @@ class Pump:
         self._intake = Intake(broker, self._threads, self._loop)
         self._outbox = outbox
         self._wait_s = wait_s
+        self._cap = QueueCap(queue_cap) if queue_cap else None
         self._on_settled = settled
         self._bell: SimpleQueue[None] = SimpleQueue()
         self._waits_in_engine = False
@@ -169,7 +171,11 @@ class Pump:
         room = MAX_TRIP - len(settle)
         settle += self._decided[:room]
         del self._decided[:room]
-        exchange = self._exchange(settle, 0 if self._no_room else limit, self._intake.skip())
+        skip = self._intake.skip()
+        if self._cap is not None:
+            self._cap.returned(runs)
+            limit, skip = self._cap.bound(limit, skip)
+        exchange = self._exchange(settle, 0 if self._no_room else limit, skip)
         if exchange is None:
             return
         self._settled(runs, settle, exchange)
@@ -226,7 +232,10 @@ class Pump:
         if self._trips % _ADJUST_EVERY == 1:
             self._threads.adjust(self._mean_body)
             self._loop.adjust(self._mean_body)
-        self._decided += self._intake.feed(deliveries)
+        decided = self._intake.feed(deliveries)
+        if self._cap is not None:
+            self._cap.claimed(deliveries, decided)
+        self._decided += decided
 
     # --- waiting
 
@@ -272,6 +281,7 @@ class Pump:
 
     def _wind_up(self, deadline_s: float) -> None:
         """Releases what has not started, then settles what finishes until nothing runs or the grace is over."""
+        self._cap = None
         for lane in (self._threads, self._loop):
             runs = lane.executor.drain()
             lane.held -= len(runs)
@@ -289,6 +299,9 @@ class Pump:
                 self._outbox.withdraw()
 
     def _close(self) -> None:
+        """Ends the owner. Where something still runs it lives on with its process, so that nobody else starts that."""
+        if self._stop_at_s is not None and (self._threads.held or self._loop.held):
+            return
         try:
             self.consumer.close()
         except BrokerError as e:

@@ -24,7 +24,18 @@ logger = get_logger("greenroom.worker", "WorkerThread")
 class Steps:
     """The steps, compiled for the hooks that a broker has now. Immutable; used by any thread."""
 
-    __slots__ = ("_after", "_before", "_before_ack", "_broker", "_lean", "awrap", "blocking", "hooks", "wrap")
+    __slots__ = (
+        "_after",
+        "_before",
+        "_before_ack",
+        "_broker",
+        "_keeps_results",
+        "_lean",
+        "awrap",
+        "blocking",
+        "hooks",
+        "wrap",
+    )
 
     def __init__(self, broker: Any) -> None:
         self._broker = broker
@@ -35,6 +46,7 @@ class Steps:
         self._lean: dict[Any, tuple[Any, Any]] = {}
         self.wrap = hooks.wrap
         self.awrap = hooks.awrap
+        self._keeps_results = any(type(m).__name__ == "Results" for m in broker.middleware)
         #: True if a hook around an async actor may block, so that it must not run on the loop.
         self.blocking = any(
             getattr(getattr(hook, "__self__", None), "blocking", False) for hook in (*self._before, *self._after)
@@ -107,6 +119,8 @@ class Steps:
             after = self._after
         else:
             after = (self._lean.get(run.actor) or self._learn(run.actor))[1]
+        if result is not None:
+            self._warn_of_lost_result(run)
         if exception is not None:
             run.stuff_exception(exception)
             broker.note_failure(run, exception)
@@ -116,6 +130,18 @@ class Steps:
                 hook(broker, run, result=result, exception=exception)
             except Exception:  # noqa: BLE001  # a broken hook must not stop the message
                 broker._hook_failed("after", "process_message", hook)
+
+    def _warn_of_lost_result(self, run: Run) -> None:
+        """A value that nobody keeps is probably a mistake; said once an actor."""
+        actor = run.actor
+        if self._keeps_results or "pipe_target" in run._message.options or actor in self._broker.returned_in_vain:
+            return
+        self._broker.returned_in_vain.add(actor)
+        logger.warning(
+            "Actor %r returned a value that is not None, but this broker has no Results middleware: the value has been "
+            "discarded. Consider adding the Results middleware, or let the actor return None.",
+            actor.actor_name,
+        )
 
     def settle(self, run: Run) -> Settlement:
         """What becomes of the message, by what the hooks left on its proxy."""
@@ -167,6 +193,8 @@ def run_sync(steps: Steps, run: Run, clock: Callable[[], float]) -> None:
         slot.runs += 1
         steps.finish(run, result, exception)
         exception = None  # or its traceback would keep this frame, and all that it refers to, in a cycle
+    else:
+        run.slot.forget_policies()
     run.settlement = steps.settle(run)
     run._exception = None
 

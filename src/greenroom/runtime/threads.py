@@ -13,11 +13,11 @@ from ..context import interruptible
 from ..core.outbox import NOT_WAITING, Outbox
 from ..core.ready import ReadyRuns
 from ..core.run import Run
-from ..core.slot import Slot
-from ..logging import get_logger
+from ..logging import get_logger, one_line
 from ..middleware.shutdown import Shutdown
 from ..middleware.time_limit import TimeLimitExceeded
-from .interrupts import Shield, strike
+from .interrupts import Shield, abandon, strike
+from .slot import Slot
 from .steps import Steps, run_sync
 
 logger = get_logger("greenroom.worker", "WorkerThread")
@@ -79,6 +79,7 @@ class ThreadExecutor:
         self.slots = [Slot(index) for index in range(count)]
         self.threads = [WorkerThread(self, slot) for slot in self.slots]
         self.stuck: list[WorkerThread] = []
+        self._stops = False
 
     def start(self) -> None:
         """Starts the threads."""
@@ -112,27 +113,31 @@ class ThreadExecutor:
     def tick(self, now_s: float) -> None:
         """Strikes what runs over its time limit, each second anew, and replaces threads that are stuck."""
         for index, slot in enumerate(self.slots):
+            if self._stops:
+                self._tell_of_shutdown(slot)
             deadline = slot.deadline
-            if not deadline or now_s < deadline or not slot.in_user:
+            if not deadline or now_s < deadline:
                 continue
             run = slot.run
-            if slot.strikes == 0 and run is not None:
-                logger.warning("Time limit exceeded. Raising exception in worker thread %r.", slot.thread_id)
-            if now_s - deadline >= STUCK_AFTER_S:
-                self._replace(index, slot)
-            elif now_s - deadline >= slot.strikes * STRIKE_EVERY_S:
-                strike(slot, TimeLimitExceeded)
+            if run is None or slot.deadline != deadline:  # it has returned meanwhile
+                continue
+            if now_s - deadline >= STUCK_AFTER_S and slot.strikes:
+                self._replace(index, slot, run)
+            elif now_s - deadline >= slot.strikes * STRIKE_EVERY_S and strike(slot, run, TimeLimitExceeded):
+                if slot.strikes == 1:
+                    logger.warning("Time limit exceeded. Raising exception in worker thread %r.", slot.thread_id)
 
-    def _replace(self, index: int, slot: Slot) -> None:
+    def _replace(self, index: int, slot: Slot, run: Run) -> None:
         """Gives up on a thread. Its message stays claimed until the function returns, and has failed then."""
+        if not abandon(slot, run):
+            return
         stuck = self.threads[index]
-        slot.abandoned = True
         frame = sys._current_frames().get(slot.thread_id)
         stack = "".join(traceback.format_stack(frame)) if frame is not None else "(no stack)\n"
         logger.error(
             "Worker thread %r is stuck in message %s: interrupts do not end it. Another one takes its place.\n%s",
             slot.thread_id,
-            slot.run,
+            one_line(run),
             stack,
         )
         self.stuck.append(stuck)
@@ -141,11 +146,15 @@ class ThreadExecutor:
         self.threads[index].start()
 
     def notify_shutdown(self) -> None:
-        """Interrupts the actors that asked to be told of a shutdown."""
+        """Interrupts the actors that asked to be told of a shutdown; ``tick`` does so with those that begin yet."""
+        self._stops = True
         for slot in self.slots:
-            if slot.notify_shutdown and slot.in_user:
-                logger.info("Worker shutdown notification. Raising exception in worker thread %r.", slot.thread_id)
-                strike(slot, Shutdown)
+            self._tell_of_shutdown(slot)
+
+    def _tell_of_shutdown(self, slot: Slot) -> None:
+        run = slot.run
+        if run is not None and slot.notify_shutdown and strike(slot, run, Shutdown):
+            logger.info("Worker shutdown notification. Raising exception in worker thread %r.", slot.thread_id)
 
     # --- the end
 

@@ -9,17 +9,17 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from ..brokers.stub import StubBroker
 from ..core.run import Run
-from ..core.slot import Slot
 from ..core.verdict import Verdict
 from ..errors import ActorNotFound, DecodeError, Retry
 from ..message import Message
 from ..ports.transport import Delivery, Envelope, ErrorText, Settlement
 from ..runtime.hook_thread import HookThread
+from ..runtime.slot import Slot
 from ..runtime.steps import Steps, run_sync
 
 
@@ -56,10 +56,7 @@ class InlineBroker(StubBroker):
           BaseException: What the actor raised, if the broker fails fast.
         """
         sent = super().enqueue(message, delay=delay)
-        for envelope in self._take_pushed():
-            delivery = self._consumer.claim(envelope.id, envelope.queue)
-            if delivery is not None:
-                self._raise(await self._run_on_loop(delivery))
+        await self._arun_pushed()
         return sent
 
     def _enqueue_chunk(self, chunk: list[Message[Any]], delay: Any) -> None:
@@ -67,6 +64,10 @@ class InlineBroker(StubBroker):
             self._refuse_to_block(message, delay)
         super()._enqueue_chunk(chunk, delay)
         self._run_pushed()
+
+    async def _aenqueue_chunk(self, chunk: list[Message[Any]], delay: Any) -> None:
+        super()._enqueue_chunk(chunk, delay)
+        await self._arun_pushed()
 
     def _hand_over(self, messages: Sequence[Message[Any]], delay_ms: int | None) -> None:
         envelopes = self._envelopes(messages, delay_ms)
@@ -84,9 +85,6 @@ class InlineBroker(StubBroker):
         stack: list[list[Envelope]] = self._pushed.__dict__.setdefault("stack", [])
         return stack
 
-    def _take_pushed(self) -> list[Envelope]:
-        return self._stack().pop()
-
     def _refuse_to_block(self, message: Message[Any], delay: Any) -> None:
         actor = self.actors.get(message.actor_name)
         if delay is None and actor is not None and actor.is_async and _loop_runs():
@@ -99,12 +97,17 @@ class InlineBroker(StubBroker):
 
     def _run_pushed(self) -> None:
         """Runs all that was pushed together, then raises the first exception."""
-        failures = []
-        for envelope in self._take_pushed():
+        self._raise_first([self._run(delivery) for delivery in self._claim_pushed()])
+
+    async def _arun_pushed(self) -> None:
+        self._raise_first([await self._arun(delivery) for delivery in self._claim_pushed()])
+
+    def _claim_pushed(self) -> Iterator[Delivery]:
+        """Claims one after the other what was pushed last and is not delayed."""
+        for envelope in self._stack().pop():
             delivery = self._consumer.claim(envelope.id, envelope.queue)
             if delivery is not None:
-                failures.append(self._run(delivery))
-        self._raise(next((failure for failure in failures if failure is not None), None))
+                yield delivery
 
     def _run(self, delivery: Delivery) -> BaseException | None:
         """Runs a message and settles it; returns what to raise."""
@@ -117,7 +120,7 @@ class InlineBroker(StubBroker):
             run_sync(Steps(self), run, self.clock.monotonic)
         return self._settled(run)
 
-    async def _run_on_loop(self, delivery: Delivery) -> BaseException | None:
+    async def _arun(self, delivery: Delivery) -> BaseException | None:
         run = self._run_of(delivery)
         if run is None:
             return self._dead_cause(delivery)
@@ -155,7 +158,8 @@ class InlineBroker(StubBroker):
         letters = self.transport.dead(delivery.queue)
         return next((self._cause(letter) for letter in letters if letter.id == delivery.id), None)
 
-    def _raise(self, failure: BaseException | None) -> None:
+    def _raise_first(self, failures: Iterable[BaseException | None]) -> None:
+        failure = next((failure for failure in failures if failure is not None), None)
         if failure is not None and self.fail_fast_default:
             raise failure
 
@@ -186,7 +190,7 @@ class InlineBroker(StubBroker):
         """
         self._consumer.subscribe(self.get_declared_queues())
         while deliveries := self._consumer.exchange((), 1).deliveries:
-            self._raise(self._run(deliveries[0]))
+            self._raise_first([self._run(deliveries[0])])
 
 
 async def _run_async(broker: InlineBroker, run: Run) -> None:

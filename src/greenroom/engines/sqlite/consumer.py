@@ -38,7 +38,9 @@ REAP_INTERVAL_S = 1.0
 HISTORY_LENGTH = 25
 
 _encode = msgspec.json.Encoder().encode
-_decode_rows = msgspec.json.Decoder(list[tuple[int, str, str, int, int, int]]).decode
+#: seq, id, queue, attempt, crashes, bytes of the body
+_Row = tuple[int, str, str, int, int, int]
+_decode_rows = msgspec.json.Decoder(list[_Row]).decode
 
 _HELD = f" from message where seq = ? and lease = ? and state = {CLAIMED}"
 _DELETE = "delete" + _HELD
@@ -169,10 +171,10 @@ class SqliteConsumer:
         self._trip += 1
         refused: list[tuple[Settlement, Exception]] = []
         try:
-            deliveries, promoted, missing = self._transact(settle, limit, skip, self._settle_in_bulk)
+            claimed, promoted, missing = self._transact(settle, limit, skip, self._settle_in_bulk)
         except (_NotAllHeld, *_IMPOSSIBLE):
             one_by_one = partial(self._settle_one_by_one, refused=refused)
-            deliveries, promoted, missing = self._transact(settle, limit, skip, one_by_one)
+            claimed, promoted, missing = self._transact(settle, limit, skip, one_by_one)
         if refused:
             gone = {id(s) for s, _error in refused}
             settle = [s for s in settle if id(s) not in gone]
@@ -180,6 +182,7 @@ class SqliteConsumer:
         self._applied = settled
         self._skip = skip
         self._ring_for(settled)
+        deliveries = self._deliveries(*claimed)
         return Exchange(
             deliveries,
             settled,
@@ -206,17 +209,19 @@ class SqliteConsumer:
                 self._reap(connection)
             promoted = connection.execute(_PROMOTE, (self._clock.now_ms(), PROMOTE_CHUNK)).rowcount
             queues = self._active(skip) if limit > 0 else ()
-            deliveries = self._claim(connection, queues, limit) if queues else []
-        return deliveries, promoted, missing
+            claimed = self._claim(connection, queues, limit) if queues else ((), b"")
+        return claimed, promoted, missing
 
-    def _claim(self, connection: sqlite3.Connection, queues: Sequence[str], limit: int) -> list[Delivery]:
+    def _claim(self, connection: sqlite3.Connection, queues: Sequence[str], limit: int) -> tuple[list[_Row], bytes]:
         listed, bodies = connection.execute(_read_statement(len(queues)), (*queues, limit)).fetchone()
         rows = _decode_rows(listed)
-        if not rows:
-            return []
+        if rows:
+            numbers = _encode([row[0] for row in rows]).decode()
+            connection.execute(_MARK, (lease_of(self.owner, self._trip), numbers))
+        return rows, bodies
+
+    def _deliveries(self, rows: Sequence[_Row], bodies: bytes) -> list[Delivery]:
         lease = lease_of(self.owner, self._trip)
-        numbers = _encode([row[0] for row in rows]).decode()
-        connection.execute(_MARK, (lease, numbers))
         deliveries = []
         start = 0
         for seq, id, queue, claims, crashes, size in rows:

@@ -7,10 +7,12 @@ The law of this module:
   sleeps ever longer and gives a single insert a p99 of 54 to 104 ms beside a bulk writer; this loop 6 ms.
 * **The files are opened through SQLite only**, once a connection may exist in this process: closing a descriptor of
   theirs drops SQLite's locks, another process's close then deletes the WAL, and commits vanish. Checks use ``stat``.
-* **Checkpoints run while this process holds SQLite's write lock.** In versions before 3.51.3 a checkpoint that races
-  the reset of the WAL by a writer can lose commits (sqlite.org/wal.html, "the WAL-reset bug"). Nobody can reset the
-  WAL without the write lock, and checkpoints exclude each other, so the race cannot happen; and a transaction pays
-  nothing for it. A close that checkpoints holds SQLite's exclusive lock on the file, so it is alone.
+* **A checkpoint is safe from the WAL-reset bug, and holds nobody up.** In versions before 3.51.3 a checkpoint that
+  races the reset of the WAL by a writer can lose commits (sqlite.org/wal.html, "the WAL-reset bug"). A WAL is not
+  reset while a reader uses it, so ``checkpoint`` pins it with a read transaction of its own, and syncs outside of every
+  lock. Once the WAL has grown all the same, because writers never paused, what is left is moved under the write lock,
+  which keeps everybody from resetting it; the next writer then starts it anew. No transaction pays for any of this. A
+  close that checkpoints holds SQLite's exclusive lock on the file, so it is alone.
 * **No connection is open at a fork.** SQLite keeps its view of POSIX locks by inode in process memory; a child that
   opened the file again would trust locks that it does not have, and another process could delete the WAL under it.
   So the forking process closes its connection first (``before_fork``) and both open their own at the next use.
@@ -20,6 +22,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.resources import files
@@ -49,13 +52,14 @@ BUSY_STEP_S = 0.0003
 #: Smaller than SQLite's default of 4 096: a single send then writes, checksums and syncs half as many bytes (22 us
 #: against 27), and a trip of a thousand messages costs the same within a tenth.
 PAGE_BYTES = 2048
-#: A process checkpoints after it has written about so many bytes to the WAL, which is SQLite's own default.
-CHECKPOINT_BYTES = 4 * 1024 * 1024
+#: A process checkpoints after it has written about so many bytes to the WAL, 1 000 pages as SQLite by default. What it
+#: costs is syncing these bytes, so larger steps save nothing.
+CHECKPOINT_BYTES = 1000 * PAGE_BYTES
 #: What a changed row adds to the WAL, about, and what a transaction adds to that.
 _BYTES_A_CHANGE = 512
 _BYTES_A_TRANSACTION = 2 * PAGE_BYTES
-#: The WAL is cut to this when it starts anew. It is larger only if large bodies or a reader that pins it made it so.
-WAL_LIMIT_BYTES = 4 * CHECKPOINT_BYTES
+#: Beyond this the WAL is made to start anew, and is cut to it then.
+WAL_LIMIT_BYTES = 8 * CHECKPOINT_BYTES
 #: How many single sends lie between two looks at what was written.
 _LOOK_EVERY = 64
 
@@ -78,7 +82,12 @@ class Database:
         self._wal_path = f"{path}-wal"
         self._gate = FifoGate()
         self._connection: sqlite3.Connection | None = None
-        self._second: sqlite3.Connection | None = None
+        # For checkpoints: one runs them, the other one pins the WAL meanwhile.
+        self._mover: sqlite3.Connection | None = None
+        self._pin: sqlite3.Connection | None = None
+        # guards: the two are used by one thread at a time. Held across I/O, but nobody ever waits for it: who finds it
+        # taken has nothing to do; and a fork, which must wait.
+        self._checkpointing = threading.Lock()
         self._changes = 0  # of the connection, at the last checkpoint
         self._transactions = 0  # since then
 
@@ -102,13 +111,16 @@ class Database:
                     self._rollback(connection)
                     raise
                 self._transactions += 1
-                self._checkpoint_if_due(connection)
+                due = self._is_checkpoint_due(connection)
             except sqlite3.Error as e:
                 raise translate(e, self.path) from e
+        if due:
+            self.checkpoint()
 
     def execute(self, statement: str, parameters: Sequence[Any]) -> None:
         """One writing statement, which commits by itself: the way of a single send, so nothing is in it twice."""
         gate = self._gate
+        due = False
         gate.acquire()
         try:
             connection = self._connection or self._open()
@@ -120,11 +132,13 @@ class Database:
                 self._patiently(lambda: connection.execute(statement, parameters))
             self._transactions += 1
             if self._transactions % _LOOK_EVERY == 0:
-                self._checkpoint_if_due(connection)
+                due = self._is_checkpoint_due(connection)
         except sqlite3.Error as e:
             raise translate(e, self.path) from e
         finally:
             gate.release()
+        if due:
+            self.checkpoint()
 
     def run(self, statement: Callable[[sqlite3.Connection], T]) -> T:
         """Reads, outside a transaction."""
@@ -162,12 +176,9 @@ class Database:
 
     # --- checkpoints
 
-    def _checkpoint_if_due(self, connection: sqlite3.Connection) -> None:
-        written = (
-            connection.total_changes - self._changes
-        ) * _BYTES_A_CHANGE + self._transactions * _BYTES_A_TRANSACTION
-        if written > CHECKPOINT_BYTES or self.wal_bytes() > WAL_LIMIT_BYTES:
-            self._checkpoint(connection)
+    def _is_checkpoint_due(self, connection: sqlite3.Connection) -> bool:
+        changes = connection.total_changes - self._changes
+        return changes * _BYTES_A_CHANGE + self._transactions * _BYTES_A_TRANSACTION > CHECKPOINT_BYTES
 
     def wal_bytes(self) -> int:
         """The size of the write-ahead log, without opening it."""
@@ -176,22 +187,55 @@ class Database:
         except OSError:
             return 0
 
-    def _checkpoint(self, writer: sqlite3.Connection) -> None:
-        """Moves what is committed from the WAL into the file. Inside the gate; gives up at once if others write."""
+    def checkpoint(self) -> None:
+        """Moves what is committed from the WAL into the file. Outside the gate, so that others can go on."""
+        if not self._checkpointing.acquire(blocking=False):
+            return
         try:
-            writer.execute("begin immediate")
-        except sqlite3.OperationalError:
-            return  # somebody writes; the next look will do
+            with self._gate:
+                mover, pin = self._pin_wal()
+            try:
+                mover.execute("pragma wal_checkpoint(passive)").fetchone()
+            finally:
+                pin.rollback()
+            if self.wal_bytes() > WAL_LIMIT_BYTES:
+                self._finish_checkpoint(mover)
+        except sqlite3.Error as e:  # the next one will do
+            logger.debug("A checkpoint of %s did not come about: %s", self.path, e)
+        finally:
+            self._checkpointing.release()
+
+    def _pin_wal(self) -> tuple[sqlite3.Connection, sqlite3.Connection]:
+        """Begins a read transaction that keeps the WAL from being reset; inside the gate.
+
+        A reader keeps it only if there were frames in the WAL that were not moved yet when it began; else it reads the
+        file itself. So there are two: while the first one reads, whichever way, no one can move what is committed
+        after it. The second one begins after such a commit, and so it pins the WAL.
+        """
+        writer = self._open()
+        mover = self._mover = self._mover or self._connect()
+        pin = self._pin = self._pin or self._connect()
         try:
-            if self._second is None:
-                self._second = self._connect()
-            self._second.execute("pragma wal_checkpoint(passive)").fetchone()
+            _begin_reading(mover)
+            self._patiently(lambda: writer.execute("begin immediate"))
+            writer.execute(f"pragma user_version = {SCHEMA_VERSION}")  # writes a page, changes nothing
+            self._patiently(writer.commit)
+            _begin_reading(pin)
+        finally:
+            mover.rollback()
             self._changes = writer.total_changes
             self._transactions = 0
-        except sqlite3.Error as e:
-            logger.warning("Checkpointing %s failed: %s", self.path, e)
-        finally:
-            writer.rollback()
+        return mover, pin
+
+    def _finish_checkpoint(self, mover: sqlite3.Connection) -> None:
+        """Moves the little that is left while nobody can write, so that the next writer starts the WAL anew."""
+        with self._gate:
+            writer = self._open()
+            self._patiently(lambda: writer.execute("begin immediate"))
+            try:
+                mover.execute("pragma wal_checkpoint(passive)").fetchone()
+            finally:
+                writer.rollback()
 
     # --- opening and closing
 
@@ -290,24 +334,31 @@ class Database:
 
     def close(self) -> None:
         """Closes the connection; the next use opens it again."""
-        with self._gate:
+        with self._checkpointing, self._gate:
             self._close()
 
     def _close(self) -> None:
-        for connection in (self._second, self._connection):
+        for connection in (self._pin, self._mover, self._connection):
             if connection is not None:
                 connection.close()
-        self._connection = self._second = None
+        self._connection = self._mover = self._pin = None
         self._changes = self._transactions = 0
 
     def before_fork(self) -> None:
         """Brings the file to rest: no thread is in a transaction, and no connection is open, until ``after_fork``."""
+        self._checkpointing.acquire()
         self._gate.acquire()
         self._close()
 
     def after_fork(self) -> None:
         """Lets the parent go on."""
         self._gate.release()
+        self._checkpointing.release()
+
+
+def _begin_reading(connection: sqlite3.Connection) -> None:
+    connection.execute("begin")
+    connection.execute("select 1 from owner limit 1").fetchone()
 
 
 def folder_mode(mode: int) -> int:

@@ -49,17 +49,25 @@ def row_of(envelope: Envelope) -> tuple[Any, ...]:
     return (envelope.id, envelope.queue, envelope.priority, state, envelope.due_ms, envelope.body)
 
 
-def insert(connection: sqlite3.Connection, batch: Sequence[Envelope]) -> None:
-    """Inserts envelopes inside a transaction."""
+def insertions(batch: Sequence[Envelope]) -> list[tuple[str, list[Any]]]:
+    """The statements that insert envelopes, with their parameters. Made before the transaction, which holds a lock."""
     rows = iter(batch)
     left = len(batch)
+    statements = []
     for size, statement in _INSERTS:
         while left >= size:
             parameters: list[Any] = []
             for e in islice(rows, size):
                 parameters += (e.id, e.queue, e.priority, READY if e.due_ms is None else DELAYED, e.due_ms, e.body)
-            connection.execute(statement, parameters)
+            statements.append((statement, parameters))
             left -= size
+    return statements
+
+
+def insert(connection: sqlite3.Connection, batch: Sequence[Envelope]) -> None:
+    """Inserts envelopes inside a transaction."""
+    for statement, parameters in insertions(batch):
+        connection.execute(statement, parameters)
 
 
 def ring(wake: WakeFolder, batch: Sequence[Envelope]) -> None:

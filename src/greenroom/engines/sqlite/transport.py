@@ -11,7 +11,7 @@ from ...forksafe import PerProcess
 from ...logging import get_logger
 from ...ports.transport import Counts, DeadLetter, Envelope, ErrorText, Features
 from .consumer import SqliteConsumer
-from .rows import INSERT_ONE, READY, check_body, insert, ring, row_of
+from .rows import INSERT_ONE, READY, check_body, insertions, ring, row_of
 from .share import ProcessShare
 
 #: SQLite keeps nothing larger than 1 GB in a row; ours is the tighter bound.
@@ -66,8 +66,10 @@ class SqliteTransport:
         if len(batch) == 1:
             share.database.execute(INSERT_ONE, row_of(batch[0]))
         elif batch:
+            statements = insertions(batch)
             with share.database.transaction() as connection:
-                insert(connection, batch)
+                for statement, parameters in statements:
+                    connection.execute(statement, parameters)
         ring(share.wake, batch)
 
     def consumer(self, owner: str) -> SqliteConsumer:

@@ -18,8 +18,11 @@ from typing import Any
 
 
 class Slot:
-    """Owned by the thread or task that runs in it. The ticker reads it, and writes ``armed``, ``interrupt`` and
-    ``abandoned`` under ``lock``.
+    """Owned by the thread or task that runs in it. The ticker reads it, and writes ``armed``, ``strikes``,
+    ``notify_shutdown``, ``owed`` and ``abandoned`` under ``lock``; ``interrupt`` belongs to the loop.
+
+    ``shielded`` is True while the actor is in library code that must not be interrupted; ``owed`` is what has to be
+    raised at its end, and in which run.
 
     ``deadline`` is on the monotonic clock, 0.0 for none. ``busy_s`` and ``runs`` are sums since the start, from which
     the pump computes the mean run time.
@@ -35,8 +38,10 @@ class Slot:
         "interrupt",
         "lock",
         "notify_shutdown",
+        "owed",
         "run",
         "runs",
+        "shielded",
         "strikes",
         "task",
         "thread_id",
@@ -51,9 +56,16 @@ class Slot:
         self.deadline = 0.0
         self.notify_shutdown = False
         self.in_user = False
+        self.shielded = False
+        self.owed: tuple[Any, type[BaseException]] | None = None
         self.armed = False
         self.interrupt: type[BaseException] | None = None
         self.strikes = 0
         self.abandoned = False
         self.runs = 0
         self.busy_s = 0.0
+
+    def forget_policies(self) -> None:
+        """What the hooks have said of a message that is not run after all."""
+        self.deadline = 0.0
+        self.notify_shutdown = False
