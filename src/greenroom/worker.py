@@ -164,11 +164,11 @@ class Worker:
         executor.stop()
         executor.notify_shutdown()
         loop.notify_shutdown()
+        pump.thread.join(max(1.0, deadline_s - time.monotonic()))  # until then it may still hand something out
         ended = executor.join(deadline_s)
         ended = loop.join(deadline_s) and ended
         if not ended:
             self.logger.warning("Messages still ran after %d ms; they are given back when this process ends.", timeout)
-        pump.thread.join(max(1.0, deadline_s - time.monotonic()))
         ticker.stop()
         hook_thread.stop()
         self._pump = self._executor = self._loop = self._ticker = self._hook_thread = None

@@ -11,8 +11,12 @@ from collections.abc import Callable, Sequence
 from queue import Empty, SimpleQueue
 from typing import NamedTuple
 
+from ..errors import BrokerBusy, BrokerConnectionError, BrokerReadOnly, BrokerTimeout
 from ..forksafe import PerProcess
 from ..ports.transport import MAX_TRIP, Envelope
+
+#: Says nothing about what was pushed, so there is no use in trying each order alone, for a timeout each.
+_NOBODYS_FAULT = (BrokerConnectionError, BrokerTimeout, BrokerBusy, BrokerReadOnly)
 
 Push = Callable[[Sequence[Envelope]], None]
 
@@ -62,7 +66,7 @@ class Pusher:
         try:
             self._push([envelope for order in orders for envelope in order.envelopes])
         except Exception as e:  # noqa: BLE001  # it belongs to those who await
-            if len(orders) == 1:
+            if len(orders) == 1 or isinstance(e, _NOBODYS_FAULT):
                 _tell(orders, e)
             else:  # one of them is at fault: the others must not fail with it
                 for order in orders:

@@ -6,6 +6,7 @@ import asyncio
 from typing import Any
 
 from ..core.run import Run
+from ..middleware.time_limit import TimeLimitExceeded
 from .slot import Slot
 
 
@@ -31,12 +32,16 @@ async def call_async_actor(run: Run) -> Any:
         if slot.interrupt is not None:
             slot.interrupt = None
             task = asyncio.current_task()
-            if task is not None:
+            while task is not None and task.cancelling():  # it may have been cancelled more than once
                 task.uncancel()
 
 
 def cancel(slot: Slot, run: Run, interrupt: type[BaseException]) -> None:
     """On the loop: cancels what runs in the slot if it is still ``run``, and still inside the actor."""
     if slot.run is run and slot.in_user and slot.task is not None:
+        if interrupt is not TimeLimitExceeded:
+            if not slot.notify_shutdown:
+                return
+            slot.notify_shutdown = False  # said once
         slot.interrupt = interrupt
         slot.task.cancel()

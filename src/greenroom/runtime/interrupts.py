@@ -44,19 +44,13 @@ def call_actor(run: Run) -> tuple[Any, BaseException | None]:
             disarm(slot)
         except Interrupt:
             continue
-    clear(slot)
+    slot.forget_policies()
     if slot.abandoned:
         return None, TimeLimitExceeded("The actor ran on after it was interrupted.")
     try:
         return (result, None) if returned else (None, failure)
     finally:
         del failure  # or its traceback would keep this frame, and all that it refers to, in a cycle
-
-
-def clear(slot: Slot) -> None:
-    """Forgets what policies asked for on behalf of the message that is over."""
-    slot.deadline = 0.0
-    slot.notify_shutdown = False
 
 
 def strike(slot: Slot, run: Run, interrupt: type[BaseException]) -> bool:
@@ -107,8 +101,8 @@ def disarm(slot: Slot) -> None:
 
 
 class Shield:
-    """Around library code that an actor calls, such as sending a message. What was sent before strikes before it begins,
-    what would strike meanwhile strikes at its end. Nothing to do on threads that are not a worker's."""
+    """Around library code that an actor calls, such as sending a message. What was sent before it strikes before it
+    begins; what would strike meanwhile strikes at its end. Nothing to do on threads that are not a worker's."""
 
     __slots__ = ("_slot", "_was_in_user")
 

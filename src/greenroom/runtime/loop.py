@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -63,6 +63,8 @@ class LoopExecutor:
         self._beat_s = 0.0  # when the loop answered last
         self._asked_s = 0.0  # when it was asked last
         self._reported = False
+        self._stops = False  # actors are to be told of it
+        self._ended = False  # the loop is to end
 
     @property
     def idle(self) -> bool:
@@ -98,10 +100,17 @@ class LoopExecutor:
     def _main(self, loop: asyncio.AbstractEventLoop) -> None:
         asyncio.set_event_loop(loop)
         try:
-            loop.run_forever()
+            while not self._ended:
+                self._run_loop(loop)
         finally:
             loop.run_until_complete(loop.shutdown_asyncgens())
             loop.close()
+
+    def _run_loop(self, loop: asyncio.AbstractEventLoop) -> None:
+        try:
+            loop.run_forever()
+        except (SystemExit, KeyboardInterrupt) as e:  # out of a task or a callback that an actor has made
+            logger.error("A task raised %s; the event loop goes on.", type(e).__name__, exc_info=e)
 
     def _admit(self) -> None:
         assert self._loop is not None
@@ -133,16 +142,28 @@ class LoopExecutor:
         if self._hook_pool is None:
             self._hook_pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="loop-hooks")
         context = contextvars.copy_context()
-        if await self._loop.run_in_executor(self._hook_pool, context.run, steps.begin, run):
+        if await self._beside(context.run, steps.begin, run):
             result, exception = await _call(steps, run)
-            await self._loop.run_in_executor(self._hook_pool, context.run, steps.finish, run, result, exception)
+            await self._beside(context.run, steps.finish, run, result, exception)
+            exception = None
+
+    async def _beside(self, function: Callable[..., Any], *args: Any) -> Any:
+        """Calls a function on the thread for hooks. Goes on waiting where an actor has cancelled its own task: the
+        message must be settled all the same."""
+        assert self._loop is not None
+        future = self._loop.run_in_executor(self._hook_pool, function, *args)
+        while not future.done():
+            try:
+                await asyncio.wait([future])
+            except asyncio.CancelledError:
+                continue
+        return future.result()
 
     def _finished(self, steps: Steps, run: Run, slot: Slot) -> None:
         run.settlement = steps.settle(run)
         run._exception = None
         slot.run = slot.task = None
-        slot.deadline = 0.0
-        slot.notify_shutdown = False
+        slot.forget_policies()
         slot.strikes = 0
         self._free.append(slot)
         self._admit()
@@ -159,6 +180,8 @@ class LoopExecutor:
         if loop is None:
             return
         for slot in self.slots:
+            if self._stops:
+                self._tell_of_shutdown(loop, slot)
             run, deadline = slot.run, slot.deadline
             if run is not None and deadline and now_s >= deadline + slot.strikes * STRIKE_EVERY_S:
                 slot.strikes += 1
@@ -187,12 +210,18 @@ class LoopExecutor:
         self._beat_s = time.monotonic()
 
     def notify_shutdown(self) -> None:
-        """Cancels the actors that asked to be told of a shutdown."""
-        if self._loop is None:
+        """Cancels the actors that asked to be told of a shutdown; ``tick`` does so with those that begin yet."""
+        self._stops = True
+        loop = self._loop
+        if loop is None:
             return
         for slot in self.slots:
-            if slot.run is not None and slot.notify_shutdown:
-                self._loop.call_soon_threadsafe(cancel, slot, slot.run, Shutdown)
+            self._tell_of_shutdown(loop, slot)
+
+    def _tell_of_shutdown(self, loop: asyncio.AbstractEventLoop, slot: Slot) -> None:
+        run = slot.run
+        if run is not None and slot.notify_shutdown:
+            loop.call_soon_threadsafe(cancel, slot, run, Shutdown)
 
     # --- the end
 
@@ -223,6 +252,7 @@ class LoopExecutor:
             if task is not None:
                 clean = False
                 loop.call_soon_threadsafe(task.cancel)
+        self._ended = True
         loop.call_soon_threadsafe(loop.stop)
         thread.join(1.0)
         if self._hook_pool is not None:

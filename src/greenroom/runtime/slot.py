@@ -3,7 +3,7 @@
 Interrupts strike only while the actor's own code runs. The protocol between a slot's thread and the ticker:
 
 * the ticker, under the slot's lock: sets ``armed``, then looks at ``in_user``; only if that is set it sends the
-  interrupt, else it takes ``armed`` back;
+  interrupt, else ``armed`` is again what it was;
 * the thread, when the actor has returned or raised: clears ``in_user``, then looks at ``armed``; if that is set it
   takes the lock and recalls what may be on its way.
 
@@ -66,6 +66,6 @@ class Slot:
         self.busy_s = 0.0
 
     def forget_policies(self) -> None:
-        """What the hooks have said of a message that is not run after all."""
+        """Forgets what the hooks have said of a message that is over, or was not run after all."""
         self.deadline = 0.0
         self.notify_shutdown = False

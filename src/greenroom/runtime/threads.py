@@ -123,9 +123,14 @@ class ThreadExecutor:
                 continue
             if now_s - deadline >= STUCK_AFTER_S and slot.strikes:
                 self._replace(index, slot, run)
-            elif now_s - deadline >= slot.strikes * STRIKE_EVERY_S and strike(slot, run, TimeLimitExceeded):
-                if slot.strikes == 1:
-                    logger.warning("Time limit exceeded. Raising exception in worker thread %r.", slot.thread_id)
+            elif now_s - deadline >= slot.strikes * STRIKE_EVERY_S:
+                self._strike(slot, run)
+
+    def _strike(self, slot: Slot, run: Run) -> None:
+        """Logs afterwards: writing a line takes long enough for another message to begin there."""
+        is_first = not slot.strikes
+        if strike(slot, run, TimeLimitExceeded) and is_first:
+            logger.warning("Time limit exceeded. Raising exception in worker thread %r.", slot.thread_id)
 
     def _replace(self, index: int, slot: Slot, run: Run) -> None:
         """Gives up on a thread. Its message stays claimed until the function returns, and has failed then."""
