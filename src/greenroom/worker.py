@@ -81,7 +81,8 @@ class Worker:
         self._loop: LoopExecutor | None = None
         self._ticker: Ticker | None = None
         self._hook_thread: HookThread | None = None
-        #: Called once, when half of the threads are stuck: nothing is claimed any more, and the process should end.
+        #: Called once, when half of the threads are stuck or the pump has failed: nothing is claimed any more, and the
+        #: process should end.
         self.on_stuck: Callable[[], object] | None = None
         #: True once that has happened.
         self.is_stuck = False
@@ -132,6 +133,7 @@ class Worker:
             wait_s=self.worker_timeout / 1000,
             queue_cap=getenv_int("dramatiq_queue_prefetch", 0),
             settled=self._settled,
+            crashed=self._give_up,
         )
         served = sorted(self._served(broker.get_declared_queues()))
         consumer.subscribe(served)
@@ -243,9 +245,12 @@ class Worker:
         executor = self._executor
         if executor is None or self.is_stuck or 2 * len(executor.stuck) < executor.count:
             return
-        self.is_stuck = True
         self.logger.critical("%d of %d worker threads are stuck; nothing is claimed any more.", *executor.how_stuck())
         self.pause()
+        self._give_up()
+
+    def _give_up(self) -> None:
+        self.is_stuck = True
         if self.on_stuck is not None:
             self.on_stuck()
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from greenroom import actor
+from greenroom import Worker, actor
 from greenroom.core.verdict import Verdict
 from greenroom.engines.memory.transport import MemoryTransport
 from greenroom.engines.sqlite.transport import SqliteTransport
@@ -209,3 +210,29 @@ def test_verdicts_of_one_trip(trouble: Troubled) -> None:
     assert (verdicts.count(Verdict.ACK), verdicts.count(Verdict.RETRY), verdicts.count(Verdict.DEAD)) == (900, 100, 100)
     assert len(done) == 1100
     assert len(broker.transport.dead("default", limit=1000)) == 100
+
+
+def test_a_pump_that_fails_says_so_and_gives_back(trouble: Troubled, caplog: pytest.LogCaptureFixture) -> None:
+    """An error that no engine should raise ends the pump: the worker says that it is of no use any more, and what it
+    had claimed is there for others."""
+
+    def fail(settle: Sequence[Settlement], limit: int) -> None:
+        if settle:
+            raise ZeroDivisionError("a bug")
+
+    trouble.before = fail
+    broker = EngineTestBroker(trouble)
+    collect, notes = collector(broker)
+    collect.send_many((n,) for n in range(3))
+    ended = threading.Event()
+    worker = Worker(broker, worker_threads=1)
+    worker.on_stuck = ended.set
+    worker.start()
+    try:
+        assert ended.wait(10.0)
+        assert worker.is_stuck
+        assert "The pump has failed" in caplog.text
+        wait_until(lambda: trouble.counts(["default"])["default"] == Counts(ready=3), "all three are given back")
+        assert notes
+    finally:
+        worker.stop(timeout=1_000)

@@ -23,6 +23,8 @@ from tests.runtime.cli_kit import wait_until
 from tests.runtime.worker_kit import ENGINES, collector, make_broker, working
 
 RACES = 10_000
+#: How long the functions run at the most, in rounds of an empty loop: about as long as it takes to be struck.
+ROUNDS = 3_000
 
 
 @pytest.fixture(autouse=True)
@@ -67,6 +69,8 @@ class Striker:
         self._act = act
         self._random = random.Random(1)  # noqa: S311
         self._shown: tuple[int, Run] | None = None
+        #: Which run it is after; functions wait for it, so that the race is on.
+        self.after = -1
         self._ended = False
         self._thread = threading.Thread(target=self._main, daemon=True)
 
@@ -88,6 +92,7 @@ class Striker:
             if shown is None or shown[0] == seen:
                 continue
             seen, run = shown
+            self.after = seen
             spin(self._random.randrange(120))
             if self._act(self._slot, run):
                 self.hits.add(seen)
@@ -104,6 +109,8 @@ def test_a_success_is_never_lost(slot: Slot, kwargs: dict[str, int]) -> None:
     finished: dict[int, bool] = {}
 
     def function(number: int, rounds: int, unused: int = 0) -> int:
+        while striker.after != number:
+            pass
         for _ in range(rounds):
             pass
         finished[number] = True  # nothing can strike from here to the return: there is no call and no jump
@@ -113,7 +120,7 @@ def test_a_success_is_never_lost(slot: Slot, kwargs: dict[str, int]) -> None:
     outcomes = {"struck": 0, "missed": 0, "spared": 0}
     with Striker(slot, time_limit) as striker:
         for number in range(RACES):
-            run = run_of(slot, function, number, chosen.randrange(200), **kwargs)
+            run = run_of(slot, function, number, chosen.randrange(ROUNDS), **kwargs)
             striker.show(number, run)
             result, failure = call_actor(run)
             spin(20)  # where a late interrupt would land
@@ -136,7 +143,9 @@ def test_a_failure_is_never_replaced_by_none(slot: Slot) -> None:
     class Mine(Exception):
         pass
 
-    def function(rounds: int) -> None:
+    def function(number: int, rounds: int) -> None:
+        while striker.after != number:
+            pass
         for _ in range(rounds):
             pass
         raise Mine
@@ -145,7 +154,7 @@ def test_a_failure_is_never_replaced_by_none(slot: Slot) -> None:
     kinds = set()
     with Striker(slot, time_limit) as striker:
         for number in range(RACES // 2):
-            run = run_of(slot, function, chosen.randrange(200))
+            run = run_of(slot, function, number, chosen.randrange(ROUNDS))
             striker.show(number, run)
             result, failure = call_actor(run)
             spin(20)
@@ -157,11 +166,18 @@ def test_a_failure_is_never_replaced_by_none(slot: Slot) -> None:
 
 def test_giving_up_on_a_thread_never_costs_a_success(slot: Slot) -> None:
     """A thread is given up, or its function has returned: never both, and never in favour of the next message."""
+
+    def function(number: int, rounds: int) -> None:
+        while striker.after != number:
+            pass
+        for _ in range(rounds):
+            pass
+
     chosen = random.Random(4)  # noqa: S311
     given_up = 0
     with Striker(slot, abandon) as striker:
         for number in range(RACES // 2):
-            run = run_of(slot, spin, chosen.randrange(200))
+            run = run_of(slot, function, number, chosen.randrange(ROUNDS))
             striker.show(number, run)
             _, failure = call_actor(run)
             was_abandoned = slot.abandoned

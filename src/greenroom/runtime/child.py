@@ -199,7 +199,7 @@ def _stop(worker: Startable, settings: Settings, logger: logging.Logger) -> Exit
     deadline = SYSTEM_CLOCK.monotonic() + grace_ms / 1000
     worker.stop(timeout=grace_ms)
     if worker.is_stuck:
-        logger.critical("This process ends because half of its threads are stuck.")
+        logger.critical("This process ends because it cannot work any more.")
         logging.shutdown()
         os._exit(ExitCode.INTERNAL)  # their threads would keep the interpreter alive
     if SYSTEM_CLOCK.monotonic() < deadline:

@@ -52,6 +52,7 @@ class Pump:
         wait_s: float,
         queue_cap: int | None = None,
         settled: Callable[[Sequence[Run]], None] | None = None,
+        crashed: Callable[[], None] | None = None,
     ) -> None:
         self.consumer = consumer
         self._broker = broker
@@ -62,6 +63,7 @@ class Pump:
         self._wait_s = wait_s
         self._cap = QueueCap(queue_cap) if queue_cap else None
         self._on_settled = settled
+        self._on_crash = crashed
         self._bell: SimpleQueue[None] = SimpleQueue()
         self._waits_in_engine = False
         self._stop_at_s: float | None = None
@@ -106,9 +108,10 @@ class Pump:
                 self._follow_orders()
                 self._step()
             self._wind_up(self._stop_at_s)
-        except BaseException:
+        except Exception:
             logger.critical("The pump has failed; nothing is claimed any more.", exc_info=True)
-            raise
+            if self._on_crash is not None:
+                self._on_crash()
         finally:
             self._close()
 
