@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from queue import SimpleQueue
 from types import SimpleNamespace
 from typing import Any
 
@@ -23,8 +24,6 @@ from tests.runtime.cli_kit import wait_until
 from tests.runtime.worker_kit import ENGINES, collector, make_broker, working
 
 RACES = 10_000
-#: How long the functions run at the most, in rounds of an empty loop: about as long as it takes to be struck.
-ROUNDS = 3_000
 
 
 @pytest.fixture(autouse=True)
@@ -61,17 +60,16 @@ def spin(count: int) -> None:
 
 
 class Striker:
-    """A thread that strikes whatever run it is shown, once, after a while of its own choosing."""
+    """A thread that strikes what it is shown, after a while of its own choosing. ``rounds`` follows the outcomes, so
+    that about half of the functions are struck, however fast the machine is."""
 
     def __init__(self, slot: Slot, act: Callable[[Slot, Run], bool]) -> None:
         self.hits: set[int] = set()
         self._slot = slot
         self._act = act
         self._random = random.Random(1)  # noqa: S311
-        self._shown: tuple[int, Run] | None = None
-        #: Which run it is after; functions wait for it, so that the race is on.
-        self.after = -1
-        self._ended = False
+        self._shown: SimpleQueue[tuple[int, Run] | None] = SimpleQueue()
+        self._mean_rounds = 1000.0
         self._thread = threading.Thread(target=self._main, daemon=True)
 
     def __enter__(self) -> Striker:
@@ -79,23 +77,27 @@ class Striker:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._ended = True
+        self._shown.put(None)
         self._thread.join(30)
 
-    def show(self, number: int, run: Run) -> None:
-        self._shown = (number, run)
+    def rounds(self) -> int:
+        """How long the next function should run, in rounds of an empty loop."""
+        return int(self._mean_rounds * 2 * self._random.random())
+
+    def learn(self, *, struck: bool) -> None:
+        """What has become of the last one."""
+        self._mean_rounds = max(1.0, self._mean_rounds * (0.95 if struck else 1.05))
+
+    def show(self, number: int) -> None:
+        """Called by a function: from here on it may be struck."""
+        self._shown.put((number, self._slot.run))
 
     def _main(self) -> None:
-        seen = -1
-        while not self._ended:
-            shown = self._shown
-            if shown is None or shown[0] == seen:
-                continue
-            seen, run = shown
-            self.after = seen
-            spin(self._random.randrange(120))
+        while (shown := self._shown.get()) is not None:
+            number, run = shown
+            spin(self._random.randrange(100))
             if self._act(self._slot, run):
-                self.hits.add(seen)
+                self.hits.add(number)
 
 
 def time_limit(slot: Slot, run: Run) -> bool:
@@ -109,19 +111,16 @@ def test_a_success_is_never_lost(slot: Slot, kwargs: dict[str, int]) -> None:
     finished: dict[int, bool] = {}
 
     def function(number: int, rounds: int, unused: int = 0) -> int:
-        while striker.after != number:
-            pass
+        striker.show(number)
         for _ in range(rounds):
             pass
         finished[number] = True  # nothing can strike from here to the return: there is no call and no jump
         return number
 
-    chosen = random.Random(2)  # noqa: S311
     outcomes = {"struck": 0, "missed": 0, "spared": 0}
     with Striker(slot, time_limit) as striker:
         for number in range(RACES):
-            run = run_of(slot, function, number, chosen.randrange(ROUNDS), **kwargs)
-            striker.show(number, run)
+            run = run_of(slot, function, number, striker.rounds(), **kwargs)
             result, failure = call_actor(run)
             spin(20)  # where a late interrupt would land
             slot.run = None
@@ -133,6 +132,7 @@ def test_a_success_is_never_lost(slot: Slot, kwargs: dict[str, int]) -> None:
                 assert result is None
                 assert type(failure) is TimeLimitExceeded
                 outcomes["struck"] += 1
+            striker.learn(struck=number not in finished)
     assert outcomes["struck"] > RACES // 100, outcomes
     assert outcomes["missed"] + outcomes["spared"] > RACES // 100, outcomes
 
@@ -144,23 +144,21 @@ def test_a_failure_is_never_replaced_by_none(slot: Slot) -> None:
         pass
 
     def function(number: int, rounds: int) -> None:
-        while striker.after != number:
-            pass
+        striker.show(number)
         for _ in range(rounds):
             pass
         raise Mine
 
-    chosen = random.Random(3)  # noqa: S311
     kinds = set()
     with Striker(slot, time_limit) as striker:
         for number in range(RACES // 2):
-            run = run_of(slot, function, number, chosen.randrange(ROUNDS))
-            striker.show(number, run)
+            run = run_of(slot, function, number, striker.rounds())
             result, failure = call_actor(run)
             spin(20)
             slot.run = None
             assert result is None
             kinds.add(type(failure))
+            striker.learn(struck=type(failure) is not Mine)
     assert kinds == {Mine, TimeLimitExceeded}
 
 
@@ -168,21 +166,19 @@ def test_giving_up_on_a_thread_never_costs_a_success(slot: Slot) -> None:
     """A thread is given up, or its function has returned: never both, and never in favour of the next message."""
 
     def function(number: int, rounds: int) -> None:
-        while striker.after != number:
-            pass
+        striker.show(number)
         for _ in range(rounds):
             pass
 
-    chosen = random.Random(4)  # noqa: S311
     given_up = 0
     with Striker(slot, abandon) as striker:
         for number in range(RACES // 2):
-            run = run_of(slot, function, number, chosen.randrange(ROUNDS))
-            striker.show(number, run)
+            run = run_of(slot, function, number, striker.rounds())
             _, failure = call_actor(run)
             was_abandoned = slot.abandoned
             assert (failure is not None) == was_abandoned
             given_up += was_abandoned
+            striker.learn(struck=was_abandoned)
             slot.run = None
             slot.abandoned = False
     assert 0 < given_up < RACES // 2
@@ -222,14 +218,14 @@ def test_a_shield_lets_nothing_through(slot: Slot) -> None:
             spin(30)
             ended += 1
 
-    def function() -> None:
+    def function(number: int) -> None:
+        striker.show(number)
         while True:
             library()
 
     with Striker(slot, insist) as striker:
         for number in range(RACES // 5):
-            run = run_of(slot, function)
-            striker.show(number, run)
+            run = run_of(slot, function, number)
             _, failure = call_actor(run)
             slot.run = None
             assert type(failure) is TimeLimitExceeded
@@ -279,8 +275,9 @@ def test_sending_survives_interrupts(slot: Slot, engine: str, tmp_path: Path) ->
     collect, _ = collector(broker)
     returned = 0
 
-    def function() -> None:
+    def function(number: int) -> None:
         nonlocal returned
+        striker.show(number)
         while True:
             collect.send(1)
             returned += 1
@@ -288,8 +285,7 @@ def test_sending_survives_interrupts(slot: Slot, engine: str, tmp_path: Path) ->
     rounds = RACES // 50
     with Striker(slot, insist) as striker:
         for number in range(rounds):
-            run = run_of(slot, function)
-            striker.show(number, run)
+            run = run_of(slot, function, number)
             _, failure = call_actor(run)
             slot.run = None
             assert type(failure) is TimeLimitExceeded

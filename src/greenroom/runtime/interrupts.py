@@ -118,7 +118,8 @@ class Shield:
         except Interrupt:
             slot.in_user = was_in_user
             raise
-        slot.shielded = was_in_user
+        if was_in_user:  # else this is inside of another shield
+            slot.shielded = True
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None

@@ -128,13 +128,17 @@ class LoopExecutor:
         steps = self._steps
         if steps is None or steps.hooks is not self.broker._hooks:  # its middleware was changed
             steps = self._steps = Steps(self.broker)
-        if steps.blocking:
-            await self._run_blocking(steps, run)
-        elif steps.begin(run):
-            result, exception = await _call(steps, run)
-            steps.finish(run, result, exception)
-            exception = None
-        self._finished(steps, run, slot)
+        try:
+            if steps.blocking:
+                await self._run_blocking(steps, run)
+            elif steps.begin(run):
+                result, exception = await _call(steps, run)
+                steps.finish(run, result, exception)
+                exception = None
+            run.settlement = steps.settle(run)
+        except BaseException as e:  # noqa: BLE001  # a hook's SystemExit must cost neither the loop nor the message
+            steps.rescue(run, e)
+        self._finished(run, slot)
 
     async def _run_blocking(self, steps: Steps, run: Run) -> None:
         """The same where a middleware's hooks may block: they run on a thread beside the loop."""
@@ -159,8 +163,7 @@ class LoopExecutor:
                 continue
         return future.result()
 
-    def _finished(self, steps: Steps, run: Run, slot: Slot) -> None:
-        run.settlement = steps.settle(run)
+    def _finished(self, run: Run, slot: Slot) -> None:
         run._exception = None
         slot.run = slot.task = None
         slot.forget_policies()

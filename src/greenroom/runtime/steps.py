@@ -153,6 +153,11 @@ class Steps:
             self._emit_before("ack", run)
         return Settlement(run.delivery, Verdict.ACK)
 
+    def rescue(self, run: Run, error: BaseException) -> None:
+        """Settles a message around which something broke that no hook should raise: it is dead-lettered with that."""
+        logger.critical("Message %s is dead-lettered: a hook around it failed.", run.message_id, exc_info=error)
+        run.settlement = Settlement(run.delivery, Verdict.DEAD, error=_error_text(error))
+
     def _bury(self, run: Run) -> Settlement:
         self._emit_before("nack", run)
         return Settlement(run.delivery, Verdict.DEAD, error=run.error or _error_text(run._exception))
@@ -184,18 +189,21 @@ class Steps:
 
 
 def run_sync(steps: Steps, run: Run, clock: Callable[[], float]) -> None:
-    """Takes a sync actor's message through all steps; leaves the settlement on the run."""
-    if steps.begin(run):
-        slot = run.slot
-        started_s = clock()
-        result, exception = steps.call(run)
-        slot.busy_s += clock() - started_s
-        slot.runs += 1
-        steps.finish(run, result, exception)
-        exception = None  # or its traceback would keep this frame, and all that it refers to, in a cycle
-    else:
-        run.slot.forget_policies()
-    run.settlement = steps.settle(run)
+    """Takes a sync actor's message through all steps; leaves the settlement on the run, whatever happens."""
+    try:
+        if steps.begin(run):
+            slot = run.slot
+            started_s = clock()
+            result, exception = steps.call(run)
+            slot.busy_s += clock() - started_s
+            slot.runs += 1
+            steps.finish(run, result, exception)
+            exception = None  # or its traceback would keep this frame, and all that it refers to, in a cycle
+        else:
+            run.slot.forget_policies()
+        run.settlement = steps.settle(run)
+    except BaseException as e:  # noqa: BLE001  # a hook's SystemExit must cost neither the thread nor the message
+        steps.rescue(run, e)
     run._exception = None
 
 
