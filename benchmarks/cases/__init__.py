@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from . import (
     backlog,
+    coroutines,
     delayed_memory,
     drain,
     idle_cpu,
@@ -24,6 +25,7 @@ MODULES = (
     send_contended,
     idle_start,
     scale,
+    coroutines,
     idle_cpu,
     backlog,
     delayed_memory,

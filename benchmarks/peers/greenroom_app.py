@@ -24,6 +24,12 @@ def task(i: int) -> None:
 
 
 @greenroom.actor
+async def atask(i: int) -> None:
+    """Does nothing, on the loop."""
+    recorder.hit()
+
+
+@greenroom.actor
 def nap(i: int) -> None:
     """Sleeps 1 ms."""
     time.sleep(0.001)
@@ -36,7 +42,7 @@ def stamp(sent_ns: int) -> None:
     recorder.started(sent_ns)
 
 
-ACTORS: dict[str, Any] = {"task": task, "nap": nap, "stamp": stamp}
+ACTORS: dict[str, Any] = {"task": task, "atask": atask, "nap": nap, "stamp": stamp}
 
 
 def sender(actor: str) -> Callable[[int], object]:

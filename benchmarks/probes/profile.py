@@ -21,12 +21,12 @@ import greenroom
 from greenroom.brokers.engine import EngineBroker
 from greenroom.brokers.sqlite import SqliteBroker
 from greenroom.core.run import Run
-from greenroom.runtime.slot import Slot
 from greenroom.core.verdict import Verdict
 from greenroom.engines.memory.transport import MemoryTransport
 from greenroom.message import Message
 from greenroom.names import new_message_id
 from greenroom.ports.transport import Settlement, Transport
+from greenroom.runtime.slot import Slot
 
 from ..recorder import FOLDER_VARIABLE, Counts, hit
 

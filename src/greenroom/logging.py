@@ -23,7 +23,7 @@ def one_line(data: object, limit: int = _MAX_CHARACTERS) -> str:
     """``data`` as text that cannot forge a log line: control characters escaped, at most ``limit`` characters."""
     try:
         text = str(data)
-    except Exception:  # noqa: BLE001  # whatever it is, its line must come out
+    except BaseException:  # noqa: BLE001  # whatever it is, its line must come out
         text = f"<unprintable {type(data).__name__}>"
     if not text.isprintable():
         text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text[: limit + 1])

@@ -6,12 +6,11 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from .broker import Broker
 from .core.outbox import Outbox
-from .core.run import Run
 from .logging import get_logger
 from .names import q_name
 from .runtime.bridge import BridgeTransport
@@ -132,8 +131,7 @@ class Worker:
             outbox,
             wait_s=self.worker_timeout / 1000,
             queue_cap=getenv_int("dramatiq_queue_prefetch", 0),
-            settled=self._settled,
-            crashed=self._give_up,
+            listener=_Listener(self._hook_thread, self._give_up),
         )
         served = sorted(self._served(broker.get_declared_queues()))
         consumer.subscribe(served)
@@ -258,10 +256,14 @@ class Worker:
         if self._pump is not None:
             self._pump.ring()
 
-    def _settled(self, runs: Sequence[Run]) -> None:
-        if self._hook_thread is not None:
-            self._hook_thread.settled(runs)
-
 
 def _prefetch(variable: str, default: int) -> int:
     return min(getenv_int(variable, 0) or default, MAX_PREFETCH)
+
+
+class _Listener:
+    """What the pump tells its worker."""
+
+    def __init__(self, hook_thread: HookThread, crashed: Callable[[], None]) -> None:
+        self.settled = hook_thread.settled
+        self.crashed = crashed

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from greenroom.clock import Clock
+from greenroom.engines.sqlite.consumer import SqliteConsumer
 from greenroom.engines.sqlite.transport import SqliteTransport
-from greenroom.ports.transport import Envelope, Transport
+from greenroom.ports.transport import Consumer, Envelope, Transport
 from greenroom.testing.contract import TransportContract
 from greenroom.testing.contract.kit import envelope
 
@@ -18,3 +19,8 @@ class TestSqliteTransport(TransportContract):
     def unstorable(self, transport: Transport) -> Envelope:
         """SQLite keeps text as UTF-8, which has no form for half of a surrogate pair."""
         return envelope(b"x", "\ud800")
+
+    def crash(self, transport: Transport, consumer: Consumer) -> None:
+        """The kernel frees a dead process's byte of the lock file; here we do."""
+        assert isinstance(consumer, SqliteConsumer)
+        consumer._locks.unlock(consumer.slot)

@@ -6,7 +6,6 @@ import json
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import threading
@@ -94,7 +93,7 @@ def program(copy: Path, *words: str) -> Iterator[subprocess.Popen[str]]:
         try:
             yield started
         finally:
-            started.send_signal(signal.SIGINT)
+            started.terminate()
             try:
                 started.communicate(timeout=20)
             except subprocess.TimeoutExpired:

@@ -18,9 +18,9 @@ def type_name(exception: BaseException) -> str:
 def message_of(exception: BaseException, limit: int = MAX_MESSAGE) -> str:
     """``str(exception)``, cut to ``limit`` characters; a placeholder if that raises."""
     try:
-        text = _storable(str(exception))
+        text = _storable(str(exception)[: limit + 1])
         return text if len(text) <= limit else text[: limit - 3] + "..."
-    except Exception as e:  # noqa: BLE001  # an exception whose own methods raise must still be reported
+    except BaseException as e:  # noqa: BLE001  # an exception whose own methods raise must still be reported
         return f"<unprintable: {type(e).__name__}>"
 
 
@@ -28,7 +28,7 @@ def traceback_of(exception: BaseException, limit: int = MAX_TRACEBACK) -> str:
     """The traceback as text; of a long one the end, where the cause is."""
     try:
         text = _storable("".join(traceback.format_exception(exception, limit=TRACEBACK_LIMIT)))
-    except Exception as e:  # noqa: BLE001  # see message_of
+    except BaseException as e:  # noqa: BLE001  # see message_of
         return f"{type_name(exception)}: <traceback unavailable: {type(e).__name__}>\n"
     return text if len(text) <= limit else "..." + text[3 - limit :]
 

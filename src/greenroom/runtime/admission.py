@@ -48,8 +48,12 @@ class Admission:
         due_ms = released_until_ms(delivery.attempt, self._broker.clock.now_ms(), self._broker.unknown_actor_ttl_ms)
         name = one_line(message.actor_name, 255)
         if due_ms is None:
-            logger.error("Message %s is dead-lettered: no actor named %r is known.", message.message_id, name)
+            logger.error(
+                "Message %s is dead-lettered: no actor named %r is known.", one_line(message.message_id, 255), name
+            )
             reason = ErrorText(ActorNotFound.__name__, f"no actor named {name!r} is known to this worker")
             return Settlement(delivery, Verdict.DEAD, error=reason)
-        logger.warning("Message %s waits for a worker that knows the actor %r.", message.message_id, name)
+        logger.warning(
+            "Message %s waits for a worker that knows the actor %r.", one_line(message.message_id, 255), name
+        )
         return Settlement(delivery, Verdict.RELEASE, due_ms=due_ms)

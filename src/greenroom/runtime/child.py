@@ -187,7 +187,7 @@ def _boot(spec: ChildSpec, pipe: Connection, wake_writer: int) -> Startable:
     worker = spec.make_worker(spec.settings)
     threading.Thread(target=_watch_parent, args=(pipe,), name="ParentWatch", daemon=True).start()
     _stop_on_term(wake_writer)
-    worker.on_stuck = partial(os.write, wake_writer, b"stuck")
+    worker.on_stuck = partial(os.write, wake_writer, bytes((signal.SIGTERM,)))  # as if it had been told to stop
     worker.start()
     report = Ready(one_line(repr(worker.broker)), tuple(sorted(worker.broker.get_declared_queues())))
     pipe.send_bytes(encode_report(report))

@@ -45,6 +45,8 @@ def call_actor(run: Run) -> tuple[Any, BaseException | None]:
         except Interrupt:
             continue
     slot.forget_policies()
+    if not returned and failure is None:  # an iterator takes this one for its end
+        failure = StopIteration("The actor raised StopIteration.")
     if slot.abandoned:
         return None, TimeLimitExceeded("The actor ran on after it was interrupted.")
     try:

@@ -20,7 +20,7 @@ from typing import Any
 from ..core.outbox import NOT_WAITING, Outbox
 from ..core.ready import Buckets
 from ..core.run import Run
-from ..logging import get_logger
+from ..logging import get_logger, one_line
 from ..middleware.shutdown import Shutdown
 from ..middleware.time_limit import TimeLimitExceeded
 from .coroutines import cancel
@@ -189,7 +189,7 @@ class LoopExecutor:
             if run is not None and deadline and now_s >= deadline + slot.strikes * STRIKE_EVERY_S:
                 slot.strikes += 1
                 if slot.strikes == 1:
-                    logger.warning("Time limit exceeded. Cancelling message %s.", run.message_id)
+                    logger.warning("Time limit exceeded. Cancelling message %s.", one_line(run.message_id, 255))
                 loop.call_soon_threadsafe(cancel, slot, run, TimeLimitExceeded)
         self._watch(loop)
 

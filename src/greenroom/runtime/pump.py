@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from queue import Empty, SimpleQueue
-from typing import Any
+from typing import Any, Protocol
 
 from ..backoff import full_jitter_s
 from ..core.outbox import Outbox
@@ -38,6 +38,16 @@ COMPANY_S = 0.002
 _ADJUST_EVERY = 8
 
 
+class PumpListener(Protocol):
+    """Who is told of what the pump has done, on the pump's thread: a worker."""
+
+    def settled(self, runs: Sequence[Run]) -> None:
+        """The engine has settled these runs."""
+
+    def crashed(self) -> None:
+        """The pump has ended, because of an error that nothing should raise."""
+
+
 class Pump:
     """Owned by its own thread, but for ``ring``, ``order`` and ``stop``, which others call."""
 
@@ -51,8 +61,7 @@ class Pump:
         *,
         wait_s: float,
         queue_cap: int | None = None,
-        settled: Callable[[Sequence[Run]], None] | None = None,
-        crashed: Callable[[], None] | None = None,
+        listener: PumpListener | None = None,
     ) -> None:
         self.consumer = consumer
         self._broker = broker
@@ -62,8 +71,7 @@ class Pump:
         self._outbox = outbox
         self._wait_s = wait_s
         self._cap = QueueCap(queue_cap) if queue_cap else None
-        self._on_settled = settled
-        self._on_crash = crashed
+        self._listener = listener
         self._bell: SimpleQueue[None] = SimpleQueue()
         self._waits_in_engine = False
         self._stop_at_s: float | None = None
@@ -110,8 +118,8 @@ class Pump:
             self._wind_up(self._stop_at_s)
         except Exception:
             logger.critical("The pump has failed; nothing is claimed any more.", exc_info=True)
-            if self._on_crash is not None:
-                self._on_crash()
+            if self._listener is not None:
+                self._listener.crashed()
         finally:
             self._close()
 
@@ -213,12 +221,12 @@ class Pump:
 
     def _settled(self, runs: Sequence[Run], settle: Sequence[Settlement], exchange: Exchange) -> None:
         if len(exchange.settled) == len(settle):
-            if self._on_settled is not None and runs:
-                self._on_settled(runs)
+            if self._listener is not None and runs:
+                self._listener.settled(runs)
             return
         settled = {id(s) for s in exchange.settled}
-        if self._on_settled is not None:
-            self._on_settled([run for run in runs if id(run.settlement) in settled])
+        if self._listener is not None:
+            self._listener.settled([run for run in runs if id(run.settlement) in settled])
         for s in exchange.lost:
             logger.warning("Message %s is no longer ours: its %s was not applied.", s.delivery.id, s.verdict.name)
         for s, error in exchange.refused:

@@ -13,7 +13,7 @@ from ..core.retry import is_expected
 from ..core.run import Run
 from ..core.verdict import Verdict
 from ..errors import MiddlewareError, RateLimitExceeded, Retry, SkipMessage
-from ..logging import get_logger
+from ..logging import get_logger, one_line
 from ..ports.transport import ErrorText, Settlement
 from .coroutines import call_async_actor
 from .interrupts import call_actor
@@ -65,7 +65,7 @@ class Steps:
                 except Exception:  # noqa: BLE001  # a broken hook must not stop the message
                     broker._hook_failed("before", "process_message", hook)
         except SkipMessage as e:
-            logger.debug("Message %s was skipped: %s", run.message_id, e)
+            logger.debug("Message %s was skipped: %s", one_line(run.message_id, 255), e)
             if run.failed:
                 run.error = ErrorText(type_name(e), message_of(e))
             broker.emit_after("skip_message", run)
@@ -155,7 +155,9 @@ class Steps:
 
     def rescue(self, run: Run, error: BaseException) -> None:
         """Settles a message around which something broke that no hook should raise: it is dead-lettered with that."""
-        logger.critical("Message %s is dead-lettered: a hook around it failed.", run.message_id, exc_info=error)
+        logger.critical(
+            "Message %s is dead-lettered: a hook around it failed.", one_line(run.message_id, 255), exc_info=error
+        )
         run.settlement = Settlement(run.delivery, Verdict.DEAD, error=_error_text(error))
 
     def _bury(self, run: Run) -> Settlement:
@@ -173,7 +175,7 @@ class Steps:
             broker.emit_before("delay_message", message)
             envelope = broker.envelope(message)
         except Exception as e:  # noqa: BLE001  # whatever refuses the retry, the message is buried with the reason
-            logger.error("The retry of message %s was refused: %s", run.message_id, message_of(e))
+            logger.error("The retry of message %s was refused: %s", one_line(run.message_id, 255), message_of(e))
             run.fail()
             run.error = _error_text(e)
             return self._bury(run)
@@ -185,7 +187,13 @@ class Steps:
         try:
             self._broker.emit_before(signal, run)
         except MiddlewareError as e:  # there is nothing left to veto: what happened has happened
-            logger.warning("before_%s of message %s raised %s: %s", signal, run.message_id, type_name(e), message_of(e))
+            logger.warning(
+                "before_%s of message %s raised %s: %s",
+                signal,
+                one_line(run.message_id, 255),
+                type_name(e),
+                message_of(e),
+            )
 
 
 def run_sync(steps: Steps, run: Run, clock: Callable[[], float]) -> None:
@@ -216,8 +224,8 @@ def _error_text(exception: BaseException | None) -> ErrorText | None:
 def _log_failure(run: Run, exception: BaseException) -> None:
     throws = run.options.get("throws") or run.actor.options.get("throws")
     if isinstance(exception, RateLimitExceeded):
-        logger.debug("Rate limit exceeded in message %s: %s.", run, exception)
+        logger.debug("Rate limit exceeded in message %s: %s.", one_line(run), one_line(exception))
     elif is_expected(exception, throws):
-        logger.info("Failed to process message %s with expected exception %s.", run, type_name(exception))
+        logger.info("Failed to process message %s with expected exception %s.", one_line(run), type_name(exception))
     elif not isinstance(exception, Retry):
-        logger.error("Failed to process message %s with unhandled exception.", run, exc_info=exception)
+        logger.error("Failed to process message %s with unhandled exception.", one_line(run), exc_info=exception)
