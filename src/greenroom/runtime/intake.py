@@ -41,14 +41,23 @@ class Intake:
                 last = (lane, priority)
                 batch = batches.setdefault(last, [])
             batch.append(run)
+        self._learn_shares(batches)
         for lane, priority in sorted(batches, key=_priority) if len(batches) > 1 else batches:
             decided += self._hand_over(lane, priority, batches[lane, priority])
         return decided
 
+    def _learn_shares(self, batches: dict[tuple[Lane, int], list[Run]]) -> None:
+        """Notes how the kinds are mixed of late; the older half of the memory fades with every claim."""
+        on_loop = sum(len(runs) for (lane, _), runs in batches.items() if lane is self._loop)
+        total = sum(map(len, batches.values()))
+        if total:
+            self._loop.share = (self._loop.share + on_loop / total) / 2
+            self._threads.share = 1.0 - self._loop.share
+
     def _hand_over(self, lane: Lane, priority: int, runs: list[Run]) -> list[Settlement]:
-        """Feeds the lane. If it had no room when these were claimed, no more than a whole round of them may wait."""
+        """Feeds the lane with what it has room for, or may at least wait a round; gives back the rest."""
         released: list[Settlement] = []
-        if lane.held >= lane.target and (surplus := lane.surplus(len(runs))):
+        if surplus := lane.surplus(len(runs)):
             for run in runs[-surplus:]:
                 released.append(Settlement(run.delivery, Verdict.RELEASE))
                 self._skipped[run.delivery.queue] = lane

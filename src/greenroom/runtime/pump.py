@@ -26,7 +26,7 @@ from ..errors import BrokerError, BrokerFull
 from ..logging import get_logger
 from ..ports.transport import MAX_TRIP, Consumer, Delivery, ErrorText, Exchange, Settlement
 from .intake import Intake
-from .lanes import Lane, QueueCap
+from .lanes import Lane, QueueCap, joint_limit
 from .loop import LoopExecutor
 from .threads import ThreadExecutor
 
@@ -163,15 +163,13 @@ class Pump:
         return self._lanes
 
     def _limit(self, lanes: tuple[Lane, ...]) -> int:
-        """How many to claim. With two lanes what both have room for; if one is full, no more than a round of its
-        messages can come along and wait: what is more is given back, and its queues are left out."""
+        """How many messages to claim now."""
         if len(lanes) == 1:
             return lanes[0].limit()
-        limits = [lane.limit() for lane in lanes]
-        return min(limits) or min(max(limits), self._threads.executor.count)
+        return joint_limit(lanes, self._threads.executor.count)
 
     def _quarter(self, lanes: tuple[Lane, ...]) -> int:
-        return min(lane.target for lane in lanes) >> 2
+        return min([lane.target for lane in lanes if lane.is_in_use] or [0]) >> 2
 
     def _is_busy(self, lanes: tuple[Lane, ...]) -> bool:
         return any(lane.is_busy for lane in lanes)
