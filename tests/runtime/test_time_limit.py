@@ -221,7 +221,7 @@ def test_a_stuck_thread_is_replaced(make: MakeBroker, clock: ManualClock, caplog
         for value in range(20):
             collect.send(value)
         wait_until(lambda: len(notes) == 20, "other messages go on")
-        assert broker.counts() == Counts(claimed=1)
+        wait_until(lambda: broker.counts() == Counts(claimed=1), "they are settled, and it is not")
         assert not worker.is_stuck
         busy.release.set()
         broker.wait_until_empty()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from ..core.options import check_priority
@@ -22,22 +23,25 @@ class Admission:
     def __init__(self, broker: Any) -> None:
         self._broker = broker
 
-    def admit(self, delivery: Delivery) -> Run | Settlement:
-        """The run of a delivery, or the settlement of one that cannot be run, or not yet."""
-        try:
-            message = decode_message(delivery.body)
-        except DecodeError as e:
-            return self._undecodable(delivery, e)
-        actor = self._broker.actors.get(message.actor_name)
-        if actor is None:
-            return self._unknown(delivery, message)
-        if message.options:
-            message.options.pop("eta", None)
+    def admit(self, deliveries: Sequence[Delivery]) -> tuple[list[Run], list[Settlement]]:
+        """The runs of deliveries, in their order, and the settlements of those that cannot be run, or not yet."""
+        actors = self._broker.actors
+        runs: list[Run] = []
+        decided: list[Settlement] = []
+        for delivery in deliveries:
             try:
-                check_priority(message.options.get("priority", 0))
-            except ValueError as e:
-                return self._undecodable(delivery, InvalidMessage(str(e), delivery.body))
-        return Run(message, delivery, actor)
+                message = decode_message(delivery.body)
+            except DecodeError as e:
+                decided.append(self._undecodable(delivery, e))
+                continue
+            actor = actors.get(message.actor_name)
+            if actor is None:
+                decided.append(self._unknown(delivery, message))
+            elif message.options and (error := _check_options(message.options)) is not None:
+                decided.append(self._undecodable(delivery, InvalidMessage(error, delivery.body)))
+            else:
+                runs.append(Run(message, delivery, actor))
+        return runs, decided
 
     def _undecodable(self, delivery: Delivery, error: DecodeError) -> Settlement:
         logger.error("Message %s of queue %r is dead-lettered: %s", delivery.id, delivery.queue, one_line(error, 500))
@@ -57,3 +61,13 @@ class Admission:
             "Message %s waits for a worker that knows the actor %r.", one_line(message.message_id, 255), name
         )
         return Settlement(delivery, Verdict.RELEASE, due_ms=due_ms)
+
+
+def _check_options(options: dict[str, Any]) -> str | None:
+    """Takes out what has served its purpose; says what is wrong with the rest, if anything is."""
+    options.pop("eta", None)
+    try:
+        check_priority(options.get("priority", 0))
+    except ValueError as e:
+        return str(e)
+    return None

@@ -23,27 +23,22 @@ class Intake:
 
     def feed(self, deliveries: Sequence[Delivery]) -> list[Settlement]:
         """Hands deliveries over; returns settlements for those that cannot be run, or not here and now."""
-        admit, threads, loop = self._admit, self._threads, self._loop
-        decided: list[Settlement] = []
+        threads, loop = self._threads, self._loop
+        runs, decided = self._admit(deliveries)
         batches: dict[tuple[Lane, int], list[Run]] = {}
-        last: tuple[Lane, int] | None = None
-        batch: list[Run] = []
-        for delivery in deliveries:
-            run = admit(delivery)
-            if isinstance(run, Settlement):
-                decided.append(run)
-                continue
+        lane, priority = None, 0
+        for run in runs:
             actor = run.actor
             options = run._message.options
-            lane = loop if actor.is_async else threads
-            priority = options.get("priority", actor.priority) if options else actor.priority
-            if last is None or lane is not last[0] or priority != last[1]:
-                last = (lane, priority)
-                batch = batches.setdefault(last, [])
+            its_lane = loop if actor.is_async else threads
+            its_priority = options.get("priority", actor.priority) if options else actor.priority
+            if its_lane is not lane or its_priority != priority:  # nearly always the same as before
+                lane, priority = its_lane, its_priority
+                batch = batches.setdefault((lane, priority), [])
             batch.append(run)
         self._learn_shares(batches)
-        for lane, priority in sorted(batches, key=_priority) if len(batches) > 1 else batches:
-            decided += self._hand_over(lane, priority, batches[lane, priority])
+        for key in sorted(batches, key=_priority) if len(batches) > 1 else batches:
+            decided += self._hand_over(*key, batches[key])
         return decided
 
     def _learn_shares(self, batches: dict[tuple[Lane, int], list[Run]]) -> None:

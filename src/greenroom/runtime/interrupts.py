@@ -44,13 +44,16 @@ def call_actor(run: Run) -> tuple[Any, BaseException | None]:
             disarm(slot)
         except Interrupt:
             continue
-    slot.forget_policies()
+    slot.deadline = 0.0
+    slot.notify_shutdown = False
     if not returned and failure is None:  # an iterator takes this one for its end
         failure = StopIteration("The actor raised StopIteration.")
     if slot.abandoned:
         return None, TimeLimitExceeded("The actor ran on after it was interrupted.")
+    if returned:
+        return result, None
     try:
-        return (result, None) if returned else (None, failure)
+        return None, failure
     finally:
         del failure  # or its traceback would keep this frame, and all that it refers to, in a cycle
 
