@@ -56,8 +56,7 @@ def test_it_does_not_block_the_loop(broker: EngineTestBroker, work: Actor[..., A
 
     async def main() -> Any:
         sending = asyncio.create_task(work.asend(1))
-        while not entered.is_set():  # would never be seen if the loop were blocked  # noqa: ASYNC110
-            await asyncio.sleep(0.001)
+        assert await asyncio.to_thread(entered.wait, 10)  # would never be seen if the loop were blocked
         assert not sending.done()
         go_on.set()
         return await sending
@@ -94,8 +93,7 @@ def test_only_the_guilty_one_fails(broker: EngineTestBroker, work: Actor[..., An
 
     async def main() -> list[Any]:
         first = asyncio.create_task(work.asend("first"))
-        while not held.is_set():  # noqa: ASYNC110
-            await asyncio.sleep(0.001)
+        assert await asyncio.to_thread(held.wait, 10)
         rest = [asyncio.create_task(work.asend(name)) for name in ("a", "guilty", "b")]
         await asyncio.sleep(0)
         hold.set()
@@ -119,8 +117,7 @@ def test_an_engine_that_does_not_answer_is_asked_once(broker: EngineTestBroker, 
 
     async def main() -> list[Any]:
         first = asyncio.create_task(work.asend(0))
-        while not held.is_set():  # noqa: ASYNC110
-            await asyncio.sleep(0.001)
+        assert await asyncio.to_thread(held.wait, 10)
         rest = [asyncio.create_task(work.asend(number)) for number in range(50)]
         await asyncio.sleep(0)
         hold.set()
@@ -150,8 +147,7 @@ def test_cancelling_a_send(broker: EngineTestBroker, work: Actor[..., Any]) -> N
 
     async def main() -> Any:
         cancelled = asyncio.create_task(work.asend("cancelled"))
-        while not held.is_set():  # noqa: ASYNC110
-            await asyncio.sleep(0.001)
+        assert await asyncio.to_thread(held.wait, 10)
         other = asyncio.create_task(work.asend("other"))
         await asyncio.sleep(0)
         cancelled.cancel()
@@ -171,8 +167,7 @@ def test_a_loop_that_ended(broker: EngineTestBroker, work: Actor[..., Any]) -> N
 
     async def leave() -> None:
         task = asyncio.create_task(work.asend(1))
-        while not held.is_set():  # noqa: ASYNC110
-            await asyncio.sleep(0.001)
+        assert await asyncio.to_thread(held.wait, 10)
         task.cancel()
 
     asyncio.run(leave())

@@ -95,7 +95,7 @@ def rounds_of_the_ticker(broker: EngineTestBroker, clock: ManualClock, rounds: i
         looks.append(1)
         return plain()
 
-    clock.monotonic = counted  # type: ignore[method-assign]
+    clock.monotonic = counted  # type: ignore[method-assign]  # to count the looks
     try:
         wait_until(lambda: len(looks) > rounds, "the ticker has looked")
     finally:
