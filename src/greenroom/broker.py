@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
@@ -318,6 +317,8 @@ class Broker:
 
     async def aenqueue(self, message: Message[Any], *, delay: Any = None) -> Message[Any]:
         """``enqueue`` for coroutines: it does not block the event loop."""
+        import asyncio  # a quarter of the time that importing this library takes, and most programs never get here
+
         return await asyncio.get_running_loop().run_in_executor(None, partial(self.enqueue, message, delay=delay))
 
     async def aenqueue_many(self, messages: Iterable[Message[Any]], *, delay: Any = None) -> int:

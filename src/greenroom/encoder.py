@@ -16,7 +16,6 @@ from __future__ import annotations
 import abc
 import json
 import math
-import pickle
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -82,9 +81,13 @@ class PickleEncoder(Encoder):
     who can reach the broker are trusted. Never chosen by a message, only by ``set_encoder``."""
 
     def encode(self, data: MessageData) -> bytes:
+        import pickle  # not at the top: hardly anybody needs it
+
         return pickle.dumps(data)
 
     def decode(self, data: bytes) -> MessageData:
+        import pickle  # as above
+
         try:
             fields = pickle.loads(data)  # noqa: S301  # who sets this encoder has been told what it means
         except Exception as e:

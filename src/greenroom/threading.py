@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import platform
 import sys
 from typing import TYPE_CHECKING
@@ -43,6 +42,8 @@ def raise_thread_exception(thread_id: int, exception: type[BaseException]) -> No
     if current_platform not in supported_platforms:
         logger.critical("Setting thread exceptions is not supported on %s.", current_platform)
         return
+    import ctypes  # not at the top: senders import this module and never need it
+
     count = ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread_id), ctypes.py_object(exception))
     if count == 0:
         logger.critical("Failed to set exception (%s) in thread %r.", exception.__name__, thread_id)
@@ -54,4 +55,6 @@ def raise_thread_exception(thread_id: int, exception: type[BaseException]) -> No
 def recall_thread_exception(thread_id: int) -> None:
     """Takes back an exception that was set in a thread and not raised there yet; does nothing if there is none."""
     if current_platform in supported_platforms:
+        import ctypes  # as above
+
         ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread_id), None)
