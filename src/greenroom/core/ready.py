@@ -14,23 +14,24 @@ class Buckets:
     """A bucket a priority, because a heap of a thousand costs ten comparisons a message, and nearly always there is
     one priority. One thread pushes; any may pop: a deque's operations are atomic."""
 
-    __slots__ = ("_by_priority", "_in_order")
+    __slots__ = ("_by_priority", "in_order")
 
     def __init__(self) -> None:
         self._by_priority: dict[int, deque[Any]] = {}
-        self._in_order: tuple[deque[Any], ...] = ()  # replaced as a whole
+        #: The buckets, most urgent first; replaced as a whole.
+        self.in_order: tuple[deque[Any], ...] = ()
 
     def push(self, runs: Sequence[Any], priority: int) -> None:
         """Adds runs of one priority, in their order."""
         bucket = self._by_priority.get(priority)
         if bucket is None:
             bucket = self._by_priority[priority] = deque()
-            self._in_order = tuple(self._by_priority[p] for p in sorted(self._by_priority))
+            self.in_order = tuple(self._by_priority[p] for p in sorted(self._by_priority))
         bucket.extend(runs)
 
     def pop(self) -> Any:
         """The first run, or None."""
-        for bucket in self._in_order:
+        for bucket in self.in_order:
             try:
                 return bucket.popleft()
             except IndexError:
@@ -38,7 +39,7 @@ class Buckets:
         return None
 
     def __len__(self) -> int:
-        return sum(len(bucket) for bucket in self._in_order)
+        return sum(len(bucket) for bucket in self.in_order)
 
 
 class ReadyRuns:
@@ -49,11 +50,12 @@ class ReadyRuns:
     thousand short messages a second could queue up for.
     """
 
-    __slots__ = ("_buckets", "_tokens", "empty")
+    __slots__ = ("_buckets", "_take", "_tokens", "empty")
 
     def __init__(self) -> None:
         self._tokens: SimpleQueue[Any] = SimpleQueue()
         self._buckets = Buckets()
+        self._take = self._tokens.get
         #: ``empty()`` is True if no run waits.
         self.empty = self._tokens.empty
 
@@ -66,12 +68,14 @@ class ReadyRuns:
 
     def pop(self) -> Any:
         """Any thread: waits for a run. None means that the caller is to end."""
-        if self._tokens.get() is _STOP:
+        if self._take() is _STOP:
             return None
         while True:
-            run = self._buckets.pop()
-            if run is not None:
-                return run
+            for bucket in self._buckets.in_order:  # Buckets.pop written out: a call less a message
+                try:
+                    return bucket.popleft()
+                except IndexError:
+                    continue
 
     def drain(self) -> list[Any]:
         """Any thread: takes all that nobody has taken a token for, also what came behind the word to end."""

@@ -37,9 +37,12 @@ class TimeLimit(Middleware):
         return {"time_limit"}
 
     def before_process_message(self, broker: BrokerLike, message: Any) -> None:
-        limit = message.options.get("time_limit")
+        slot = message.slot  # its deadline is cleared by the executor when the actor has returned
+        if slot is None:
+            return
+        options = message.options
+        limit = options.get("time_limit") if options else None
         if limit is None:
             limit = broker.actors[message.actor_name].options.get("time_limit", self.time_limit)
-        slot = message.slot  # its deadline is cleared by the executor when the actor has returned
-        if limit is not None and slot is not None:
+        if limit is not None:
             slot.deadline = broker.clock.monotonic() + limit / 1000

@@ -20,6 +20,8 @@ from .interrupts import call_actor
 
 logger = get_logger("greenroom.worker", "WorkerThread")
 
+_ACK = Verdict.ACK  # looking a member up is slow, and this one is wanted once a message
+
 
 class Steps:
     """The steps, compiled for the hooks that a broker has now. Immutable; used by any thread."""
@@ -151,7 +153,7 @@ class Steps:
             return self._retry(run)
         if self._before_ack:
             self._emit_before("ack", run)
-        return Settlement(run.delivery, Verdict.ACK)
+        return Settlement(run.delivery, _ACK)
 
     def rescue(self, run: Run, error: BaseException) -> None:
         """Settles a message around which something broke that no hook should raise: it is dead-lettered with that."""

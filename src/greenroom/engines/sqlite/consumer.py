@@ -38,6 +38,7 @@ REAP_INTERVAL_S = 1.0
 HISTORY_LENGTH = 25
 
 _encode = msgspec.json.Encoder().encode
+_ACK = Verdict.ACK  # looking a member up takes longer than all else that is done for a message that succeeded
 #: seq, id, queue, attempt, crashes, bytes of the body
 _Row = tuple[int, str, str, int, int, int]
 _decode_rows = msgspec.json.Decoder(list[_Row]).decode
@@ -194,7 +195,7 @@ class SqliteConsumer:
     def _ring_for(self, settled: Sequence[Settlement]) -> None:
         """Wakes others for what has become ready or delayed by these settlements."""
         for s in settled:
-            if s.verdict is Verdict.ACK and not s.push:
+            if s.verdict is _ACK and not s.push:
                 continue
             if s.verdict is Verdict.RELEASE:
                 self._share.wake.ring(s.due_ms)
@@ -232,13 +233,15 @@ class SqliteConsumer:
 
     def _settle_in_bulk(self, connection: sqlite3.Connection, settle: Sequence[Settlement]) -> Sequence[Settlement]:
         done: dict[int, list[int]] = {}  # by lease, that is by the trip that claimed them: nearly always one or two
+        numbers: list[int] = []
+        last = 0
         for s in settle:
-            if s.verdict is Verdict.ACK and not s.push and not s.writes:
+            if s.verdict is _ACK and not s.push and not s.writes:
                 seq, lease = s.delivery.token
-                if lease in done:
-                    done[lease].append(seq)
-                else:
-                    done[lease] = [seq]
+                if lease != last:
+                    last = lease
+                    numbers = done.setdefault(lease, [])
+                numbers.append(seq)
             elif not self._settle_one(connection, s):
                 raise _NotAllHeld
         for lease, numbers in done.items():
