@@ -20,6 +20,7 @@ from typing import Any, Protocol
 
 from ..backoff import full_jitter_s
 from ..core.outbox import Outbox
+from ..core.prefetch import MAX_CLAIM
 from ..core.run import Run
 from ..core.verdict import Verdict
 from ..errors import BrokerError, BrokerFull
@@ -144,7 +145,7 @@ class Pump:
 
     def _collect(self) -> None:
         """Takes what has finished out of the outbox. Its places are free from here on."""
-        runs = self._outbox.take(MAX_TRIP - len(self._finished))
+        runs = self._outbox.take(MAX_CLAIM - len(self._finished))  # settled in turns as short as claims are
         if not runs:
             return
         self._finished += runs
