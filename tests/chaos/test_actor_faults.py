@@ -172,6 +172,36 @@ def test_f90_recursion(broker: EngineTestBroker, kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_f91_a_long_run_is_not_taken_away(tmp_path: Path, kind: str) -> None:
+    """A message that runs for an hour, while another worker looks for dead owners all the time, is started once."""
+    clock = ManualClock()
+    broker = make_broker("sqlite", tmp_path, clock=clock)
+    started, go_on = [], threading.Event()
+
+    async def along() -> None:
+        started.append(1)
+        await asyncio.to_thread(go_on.wait, 30)
+
+    def long() -> None:
+        started.append(1)
+        go_on.wait(30)
+
+    actor(long if kind == "threads" else along, broker=broker, actor_name="long", time_limit=None).send()
+    after, notes = collector(broker, "after")
+    with working(broker), working(broker):
+        wait_until(lambda: started, "it runs")
+        for minute in range(60):
+            clock.advance_ms(60_000)
+            after.send(minute)
+            wait_until(lambda minute=minute: len(notes) == minute + 1, "the other worker has made a trip")
+        assert broker.counts().claimed >= 1
+        go_on.set()
+        broker.wait_until_empty()
+    assert started == [1]
+    broker.close()
+
+
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt, GeneratorExit, asyncio.CancelledError, BaseException])
 def test_f93_what_is_no_exception(broker: EngineTestBroker, kind: str, error: type[BaseException]) -> None:
     """F93: what is meant to end a program, a generator or a task fails the message, and ends nothing."""

@@ -74,6 +74,10 @@ class SqliteTransport:
 
     def consumer(self, owner: str) -> SqliteConsumer:
         """A new owner of claims. Registers it in the file."""
+        database = self._process.get().database
+        if database.created and database.run(lambda c: c.execute("select 1 from message limit 1").fetchone()) is None:
+            database.created = False
+            logger.warning("The queue file %s was just made and is empty: do its senders use the same path?", self.path)
         return SqliteConsumer(self._process.get(), owner, clock=self.clock, max_body=self._max_body)
 
     def close(self) -> None:
