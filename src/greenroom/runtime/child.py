@@ -203,6 +203,7 @@ def _stop(worker: Startable, settings: Settings, logger: logging.Logger) -> Exit
         logging.shutdown()
         os._exit(ExitCode.INTERNAL)  # their threads would keep the interpreter alive
     if SYSTEM_CLOCK.monotonic() < deadline:
+        worker.broker.close()
         return ExitCode.OK
     logger.error("Tasks were still running after the grace of %d ms.", grace_ms)
     logging.shutdown()
