@@ -57,8 +57,10 @@ def slot() -> Iterator[Slot]:
     slot = Slot(0)
     slot.thread_id = threading.get_ident()
     interruptible.slot = slot
+    interruptible.shield = Shield
     yield slot
     del interruptible.slot
+    del interruptible.shield
 
 
 def run_of(slot: Slot, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Run:
