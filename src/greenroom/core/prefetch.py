@@ -7,9 +7,8 @@ from __future__ import annotations
 
 #: What the executors should have at hand, in seconds of work.
 HORIZON_S = 0.05
-#: Bounds of one claim and of what a process holds, in messages and bytes. In claims of 500 a worker drains a quarter
-#: faster than in those of 1 000, because executors still have work while the next one is made, and others wait half as
-#: long for their turn to write.
+#: Bounds of one claim and of what a process holds, in messages and bytes. Claims of 500 and not of 1 000: executors
+#: still have work while the next one is made, and others wait half as long for their turn to write.
 MAX_CLAIM = 500
 MAX_HELD = 1000
 MAX_HELD_BYTES = 64 * 1024 * 1024
