@@ -18,7 +18,8 @@ import pytest
 from greenroom import Actor, Message, actor
 from greenroom.logging import LOG_FORMAT
 from greenroom.middleware import Retries, TimeLimit
-from greenroom.ports.transport import Counts, DeadLetter, Envelope
+from greenroom.ports.admin import Counts, DeadLetter
+from greenroom.ports.transport import Envelope
 from greenroom.testing.clock import ManualClock
 from tests.runtime.cli_kit import wait_until
 from tests.runtime.worker_kit import ENGINES, EngineTestBroker, collector, make_broker, working

@@ -16,7 +16,7 @@ import pytest
 
 from greenroom import Message
 from greenroom.brokers.sqlite import SqliteBroker
-from greenroom.ports.transport import Counts
+from greenroom.ports.admin import Counts
 from tests.runtime.cli_kit import Program, Running, is_running, wait_until
 
 MESSAGES = 1000

@@ -13,7 +13,8 @@ from greenroom.clock import Clock
 from greenroom.core.verdict import Verdict
 from greenroom.engines.memory.transport import MemoryConsumer, MemoryTransport
 from greenroom.errors import BrokerError, MessageTooLarge
-from greenroom.ports.transport import MAX_TRIP, Consumer, Counts, Settlement, StoreOp, Transport
+from greenroom.ports.admin import Counts
+from greenroom.ports.transport import MAX_TRIP, Consumer, Settlement, StoreOp, Transport
 from greenroom.testing.clock import ManualClock
 from greenroom.testing.contract import TransportContract
 from greenroom.testing.contract.kit import ack, claim, claim_one, consumer_of, envelope, envelopes, settle

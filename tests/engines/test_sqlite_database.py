@@ -23,7 +23,8 @@ from greenroom.errors import (
     ConnectionClosed,
     ConnectionFailed,
 )
-from greenroom.ports.transport import MAX_TRIP, Counts
+from greenroom.ports.admin import Counts
+from greenroom.ports.transport import MAX_TRIP
 from greenroom.testing.contract.kit import ack, bodies, claim, consumer_of, drain, envelope, envelopes
 from greenroom.testing.contract.processes import in_child
 from tests.engines.kit import other_process, query

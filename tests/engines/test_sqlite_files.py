@@ -22,7 +22,7 @@ from greenroom.errors import (
     MessageTooLarge,
     SchemaMismatch,
 )
-from greenroom.ports.transport import Counts
+from greenroom.ports.admin import Counts
 from greenroom.testing.contract.kit import bodies, claim, consumer_of, envelopes
 from greenroom.testing.contract.processes import in_child
 from tests.engines.kit import query

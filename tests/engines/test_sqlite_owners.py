@@ -12,7 +12,8 @@ from greenroom.engines.sqlite.consumer import REAP_INTERVAL_S
 from greenroom.engines.sqlite.transport import SqliteTransport
 from greenroom.engines.sqlite.wake import SLOTS
 from greenroom.errors import ConnectionClosed
-from greenroom.ports.transport import Consumer, Counts, Transport
+from greenroom.ports.admin import Counts
+from greenroom.ports.transport import Consumer, Transport
 from greenroom.testing.clock import ManualClock
 from greenroom.testing.contract.kit import ack, bodies, claim, consumer_of, drain, envelopes, settle
 from greenroom.testing.contract.processes import in_child

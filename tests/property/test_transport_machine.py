@@ -19,7 +19,8 @@ from greenroom.clock import Clock
 from greenroom.core.verdict import Verdict
 from greenroom.engines.memory.transport import MemoryTransport
 from greenroom.engines.sqlite.transport import SqliteTransport
-from greenroom.ports.transport import MAX_TRIP, Consumer, Counts, Delivery, Envelope, ErrorText, Settlement
+from greenroom.ports.admin import Counts
+from greenroom.ports.transport import MAX_TRIP, Consumer, Delivery, Envelope, ErrorText, Settlement
 from greenroom.testing.clock import ManualClock
 from greenroom.testing.contract.kit import envelope
 

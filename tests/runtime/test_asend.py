@@ -13,7 +13,8 @@ import pytest
 
 from greenroom import Actor, Middleware, actor
 from greenroom.errors import BrokerTimeout, MessageTooLarge, MiddlewareError
-from greenroom.ports.transport import Counts, Envelope
+from greenroom.ports.admin import Counts
+from greenroom.ports.transport import Envelope
 from tests.runtime.cli_kit import wait_until
 from tests.runtime.worker_kit import ENGINES, EngineTestBroker, make_broker
 

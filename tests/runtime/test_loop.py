@@ -22,7 +22,7 @@ from greenroom.middleware import (
     TimeLimit,
     TimeLimitExceeded,
 )
-from greenroom.ports.transport import Counts
+from greenroom.ports.admin import Counts
 from greenroom.testing.clock import ManualClock
 from tests.runtime.async_kit import AsyncGate
 from tests.runtime.cli_kit import wait_until

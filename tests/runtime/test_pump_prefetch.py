@@ -9,7 +9,7 @@ import pytest
 
 from greenroom import actor
 from greenroom.core.prefetch import MAX_HELD
-from greenroom.ports.transport import Counts
+from greenroom.ports.admin import Counts
 from tests.runtime.cli_kit import wait_until
 from tests.runtime.worker_kit import ENGINES, EngineTestBroker, Gate, Troubled, collector, make_broker, working
 

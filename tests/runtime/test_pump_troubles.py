@@ -15,7 +15,8 @@ from greenroom.engines.memory.transport import MemoryTransport
 from greenroom.engines.sqlite.transport import SqliteTransport
 from greenroom.errors import BrokerBusy, BrokerError, BrokerFull, ConnectionClosed
 from greenroom.middleware import Retries
-from greenroom.ports.transport import Counts, Settlement
+from greenroom.ports.admin import Counts
+from greenroom.ports.transport import Settlement
 from greenroom.runtime import pump as pump_module
 from tests.runtime.cli_kit import wait_until
 from tests.runtime.worker_kit import ENGINES, EngineTestBroker, Gate, Troubled, collector, make_broker, working

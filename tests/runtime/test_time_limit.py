@@ -11,7 +11,7 @@ import pytest
 
 from greenroom import Middleware, actor
 from greenroom.middleware import Retries, Shutdown, ShutdownNotifications, SkipMessage, TimeLimit, TimeLimitExceeded
-from greenroom.ports.transport import Counts
+from greenroom.ports.admin import Counts
 from greenroom.testing.clock import ManualClock
 from tests.runtime.cli_kit import Program, wait_until
 from tests.runtime.worker_kit import ENGINES, EngineTestBroker, Gate, collector, make_broker, working

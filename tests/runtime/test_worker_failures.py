@@ -13,7 +13,8 @@ import pytest
 from greenroom import Message, Middleware, actor
 from greenroom.errors import MiddlewareError, RateLimitExceeded, Retry
 from greenroom.middleware import AgeLimit, Retries, SkipMessage
-from greenroom.ports.transport import Counts, Envelope
+from greenroom.ports.admin import Counts
+from greenroom.ports.transport import Envelope
 from greenroom.testing.clock import ManualClock
 from tests.runtime.cli_kit import wait_until
 from tests.runtime.worker_kit import ENGINES, EngineTestBroker, collector, make_broker, working

@@ -13,7 +13,7 @@ from greenroom import Message, Middleware, actor
 from greenroom.core.hooks import HOOK_NAMES
 from greenroom.errors import MiddlewareError
 from greenroom.middleware import Retries, SkipMessage
-from greenroom.ports.transport import Counts
+from greenroom.ports.admin import Counts
 from tests.runtime.cli_kit import Program, wait_until
 from tests.runtime.worker_kit import ENGINES, EngineTestBroker, collector, make_broker, working
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from greenroom import Worker, actor
-from greenroom.ports.transport import Counts, Exchange
+from greenroom.ports.admin import Counts
+from greenroom.ports.transport import Exchange
 from tests.runtime.cli_kit import wait_until
 from tests.runtime.worker_kit import ENGINES, EngineTestBroker, Gate, Troubled, collector, make_broker, working
 

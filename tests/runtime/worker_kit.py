@@ -14,7 +14,8 @@ from greenroom.brokers.engine import EngineBroker
 from greenroom.clock import SYSTEM_CLOCK, Clock
 from greenroom.engines.memory.transport import MemoryTransport
 from greenroom.engines.sqlite.transport import SqliteTransport
-from greenroom.ports.transport import Counts, DeadLetter, Exchange, Settlement
+from greenroom.ports.admin import Counts, DeadLetter
+from greenroom.ports.transport import Exchange, Settlement
 from tests.runtime.cli_kit import wait_until
 
 ENGINES = ("memory", "sqlite")

@@ -29,7 +29,7 @@ PUBLIC = frozenset(
 #: Ours alone: free to change.
 PRIVATE = frozenset(
     """
-    __main__ backoff brokers.engine cli clock context core dashboard engines forksafe names ports runtime seams settings
+    __main__ backoff board brokers.engine cli clock context core dashboard engines forksafe names ports runtime seams settings
     testing
     """.split()
 )

@@ -11,7 +11,8 @@ from greenroom import Actor, Message, Middleware, actor
 from greenroom.brokers.engine import EngineBroker
 from greenroom.engines.memory.transport import MemoryTransport
 from greenroom.errors import BrokerFull, MiddlewareError
-from greenroom.ports.transport import Counts, Envelope
+from greenroom.ports.admin import Counts
+from greenroom.ports.transport import Envelope
 from greenroom.testing.clock import ManualClock
 
 

@@ -20,7 +20,8 @@ from ..errors import ActorNotFound, DecodeError, GreenroomError, InvalidMessage,
 from ..message import MAX_MESSAGE_BYTES, Message
 from ..middleware import Middleware, Retries, SkipMessage
 from ..names import dq_name, new_storage_id, q_name
-from ..ports.transport import DeadLetter, Delivery, Envelope, ErrorText
+from ..ports.admin import DeadLetter
+from ..ports.transport import Delivery, Envelope, ErrorText
 from .consumer import EngineConsumer
 from .engine import EngineBroker
 

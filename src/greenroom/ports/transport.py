@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import msgspec
 
+from ..board import Board
 from ..core.verdict import Verdict
 
 #: No trip carries more than this many settlements, or this many pushes.
@@ -34,7 +35,8 @@ class Envelope(msgspec.Struct, frozen=True, gc=False):
 
 class Delivery(msgspec.Struct, frozen=True, gc=False):
     """What is claimed. ``token`` is the engine's own; ``attempt`` counts claims and fences the settlement: it is never
-    the number of retries. ``crashes`` counts claims that ended with the death of a worker."""
+    the number of retries. ``crashes`` counts claims that ended with the death of a worker while it ran. ``mark`` is the
+    number by which the board names it: not 0, and not that of anything else that its owner holds."""
 
     queue: str
     id: str
@@ -43,6 +45,7 @@ class Delivery(msgspec.Struct, frozen=True, gc=False):
     attempt: int
     crashes: int = 0
     redelivered: bool = False
+    mark: int = 0
 
 
 class ErrorText(msgspec.Struct, frozen=True, gc=False):
@@ -51,6 +54,19 @@ class ErrorText(msgspec.Struct, frozen=True, gc=False):
     type: str
     message: str
     traceback: str = ""
+
+
+class Incident(msgspec.Struct, frozen=True, gc=False):
+    """Something that befell a message before: a failed attempt, or the crash of a worker that ran it (``error.type`` is
+    ``CRASH``). ``at_ms`` is UNIX milliseconds."""
+
+    at_ms: int
+    attempt: int
+    error: ErrorText | None = None
+
+
+#: ``ErrorText.type`` of an incident that was the death of the worker.
+CRASH = "WorkerCrashed"
 
 
 class StoreOp(msgspec.Struct, frozen=True):
@@ -66,7 +82,7 @@ class Settlement(msgspec.Struct, frozen=True, gc=False):
     ``retry`` replaces it (RETRY). ``due_ms`` is when it may be claimed again (RELEASE; None: at once), ``park`` a
     limiter key whose next free slot wakes it instead. ``push`` and ``writes`` are applied with the verdict: all or
     nothing where the engine is transactional, else before it. ``error`` is kept with a dead letter, and in the
-    history of a retry.
+    history of what is retried or released.
     """
 
     delivery: Delivery
@@ -108,27 +124,6 @@ class Features(msgspec.Struct, frozen=True):
     max_body: int | None = None
 
 
-class Counts(msgspec.Struct, frozen=True):
-    """How many messages of a queue are ready, delayed, claimed and dead."""
-
-    ready: int = 0
-    delayed: int = 0
-    claimed: int = 0
-    dead: int = 0
-
-
-class DeadLetter(msgspec.Struct, frozen=True):
-    """A message that is not tried again, and why. ``died_ms`` is UNIX milliseconds."""
-
-    queue: str
-    id: str
-    body: bytes
-    error: ErrorText | None
-    attempt: int
-    crashes: int
-    died_ms: int
-
-
 class Consumer(Protocol):
     """One owner of claimed messages. Owned by the pump's thread; others may call only ``wake`` and ``extend``."""
 
@@ -153,6 +148,16 @@ class Consumer(Protocol):
 
     def wake(self) -> None:
         """Any thread, signal-safe: ends a wait, or the next one if none is going on."""
+
+    def board(self, places: int) -> Board:
+        """Where the executors say what they run; made anew at each call. Whoever gives back what this owner held, after
+        its process has died, charges what stands there with a crash."""
+
+    def history(self, delivery: Delivery) -> Sequence[Incident]:
+        """What befell a delivery before, the oldest first; for the rare message that needs a closer look."""
+
+    def reap_soon(self) -> None:
+        """Any thread: a process of this host has died, so the next trip looks for what it held."""
 
     def extend(self) -> None:
         """The heartbeat, from its own thread and connection: renews this owner's lease as a whole."""
@@ -183,16 +188,3 @@ class Transport(Protocol):
 
     def close(self) -> None:
         """Closes what this process opened. Using the transport again opens it again."""
-
-
-class Admin(Protocol):
-    """Optional: looking in and tidying up, for the command line, ``flush`` and ``join``."""
-
-    def counts(self, queues: Collection[str] | None = None) -> dict[str, Counts]:
-        """Messages by queue; all queues that hold any, and those named, if ``queues`` is None."""
-
-    def purge(self, queue: str, *, dead: bool = False) -> int:
-        """Deletes what is ready or delayed, or else what is dead; returns how many."""
-
-    def dead(self, queue: str | None = None, *, limit: int = 100) -> list[DeadLetter]:
-        """Dead letters, newest first."""

@@ -17,7 +17,8 @@ from ...core.durations import human_duration
 from ...core.failure import message_of, traceback_of, type_name
 from ...errors import DecodeError, QueueJoinTimeout, QueueStalled
 from ...message import Message
-from ...ports.transport import Counts, DeadLetter, Envelope
+from ...ports.admin import Counts, DeadLetter
+from ...ports.transport import Envelope
 from .transport import MemoryTransport
 
 #: A worker subscribes to a queue that was declared while it runs, or ends a pause, between two trips. So while any

@@ -23,17 +23,8 @@ from ...clock import SYSTEM_CLOCK, Clock
 from ...core.verdict import Verdict
 from ...errors import BrokerError, ConnectionClosed, MessageTooLarge
 from ...forksafe import PerProcess
-from ...ports.transport import (
-    MAX_TRIP,
-    Counts,
-    DeadLetter,
-    Delivery,
-    Envelope,
-    ErrorText,
-    Exchange,
-    Features,
-    Settlement,
-)
+from ...ports.admin import Counts, DeadLetter
+from ...ports.transport import MAX_TRIP, Delivery, Envelope, ErrorText, Exchange, Features, Settlement
 
 #: At most so many delayed messages become ready in one trip.
 MAX_PROMOTED = 1000

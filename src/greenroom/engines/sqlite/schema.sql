@@ -43,3 +43,11 @@ create table owner (
     slot       integer not null unique,
     started_ms integer not null
 );
+
+-- Version 2 adds all that follows. A file of version 1 gets it by the same statements.
+
+-- Queues from which nobody claims.
+create table paused (
+    queue    text    primary key,
+    since_ms integer not null
+) without rowid;

@@ -9,7 +9,8 @@ from typing import Any
 from ...clock import SYSTEM_CLOCK, Clock
 from ...forksafe import PerProcess
 from ...logging import get_logger
-from ...ports.transport import Counts, DeadLetter, Envelope, ErrorText, Features
+from ...ports.admin import Counts, DeadLetter
+from ...ports.transport import Envelope, ErrorText, Features
 from .consumer import SqliteConsumer
 from .rows import INSERT_ONE, READY, check_body, insertions, ring, row_of
 from .share import ProcessShare

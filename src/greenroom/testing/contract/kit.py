@@ -13,17 +13,8 @@ import pytest
 from ...clock import SYSTEM_CLOCK, Clock
 from ...core.verdict import Verdict
 from ...names import new_storage_id
-from ...ports.transport import (
-    MAX_TRIP,
-    Admin,
-    Consumer,
-    Delivery,
-    Envelope,
-    ErrorText,
-    Exchange,
-    Settlement,
-    Transport,
-)
+from ...ports.admin import Admin
+from ...ports.transport import MAX_TRIP, Consumer, Delivery, Envelope, ErrorText, Exchange, Settlement, Transport
 from ..clock import ManualClock
 
 #: The queue of tests that need only one.

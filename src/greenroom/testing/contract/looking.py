@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from ...ports.transport import Counts, ErrorText, Transport
+from ...ports.admin import Counts
+from ...ports.transport import ErrorText, Transport
 from ..clock import ManualClock
 from .kit import (
     QUEUE,
