@@ -45,17 +45,17 @@ class Board:
     """One process's board. ``cells`` belongs to the executors of that process, one cell to one thread or task; the
     header to whoever started it."""
 
-    def __init__(self, memory: memoryview, keep: object) -> None:
+    def __init__(self, memory: memoryview, path: Path | None = None) -> None:
         self._numbers = memory
-        self._keep = keep
+        #: The file, for those who are to map it; None if there is none.
+        self.path = path
         #: One number a place: the mark of what runs there, or 0.
         self.cells = memory[_HEADER:]
 
     @classmethod
     def in_memory(cls, places: int) -> Board:
         """A board that dies with its process, for engines that do, too."""
-        array = bytearray(8 * (_HEADER + places))
-        board = cls(memoryview(array).cast("q"), array)
+        board = cls(memoryview(bytearray(8 * (_HEADER + places))).cast("q"))
         board._numbers[0] = MAGIC
         return board
 
@@ -76,7 +76,7 @@ class Board:
         try:
             os.fchmod(descriptor, mode)
             os.ftruncate(descriptor, 8 * (_HEADER + places))
-            board = cls._map(descriptor)
+            board = cls._map(descriptor, path)
         finally:
             os.close(descriptor)
         board._numbers[_PARENT] = parent_pid
@@ -94,15 +94,15 @@ class Board:
             size = os.fstat(descriptor).st_size
             if size % 8 or not 8 * _HEADER < size <= 8 * (_HEADER + MAX_PLACES):
                 return None
-            board = cls._map(descriptor)
+            board = cls._map(descriptor, path)
         finally:
             os.close(descriptor)
         return board if board._numbers[0] == MAGIC else None
 
     @classmethod
-    def _map(cls, descriptor: int) -> Board:
+    def _map(cls, descriptor: int, path: Path) -> Board:
         mapped = mmap.mmap(descriptor, os.fstat(descriptor).st_size)
-        return cls(memoryview(mapped).cast("q"), mapped)
+        return cls(memoryview(mapped).cast("q"), path)  # the view keeps the mapping
 
     def running(self) -> set[int]:
         """The marks of what runs, or ran when the process died."""
