@@ -1,7 +1,7 @@
 # Every target makes what it needs by itself: Python >= 3.11 and make are enough. PYTHON=... names another Python.
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format api bench clean
+.PHONY: help demo test check format api bench soak clean
 
 PYTHON ?=
 export PYTHON
@@ -42,6 +42,12 @@ api: ## Write down the public API as it is now (tests/unit/public_api.txt)
 bench: ## Run the benchmarks, each against a peer on the same engine (CASE=drain for one)
 	$(dev)
 	@$(bin)/python -m benchmarks $(CASE)
+
+MINUTES ?= 20
+SEED ?= 1
+soak: ## Kill, stall and reload workers for MINUTES=20, storms counted from SEED=1, and check every promise
+	$(dev)
+	@$(bin)/python -m tests.chaos.storm --minutes "$(MINUTES)" --seed "$(SEED)"
 
 clean: ## Remove the environment, the caches and what the demo may have left
 	@rm -rf .venv .greenroom/wordcount .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache dist build

@@ -1,0 +1,172 @@
+"""Judges what happened to messages while things went wrong: a history in, violations out.
+
+A history is what senders, actors and the chaos itself have written down, each on the spot and in a file of its own, so
+that it survives ``kill -9``. All times are of the monotonic clock, which all processes of a host share.
+
+The promises (``docs/guarantees.md``):
+
+* **lost**: what was accepted comes to an end: it succeeds, or is a dead letter.
+* **phantom**: what runs was sent; what was refused never runs.
+* **duplicated**: a message starts again only if its last start failed, or if its process was killed, or lost its
+  lease, before the message was settled.
+* **overlap**: two runs of a message are at the same time only if the first one's process had lost its lease.
+* **double ack**: a message is settled as done once, and does not start after that.
+* **early**: nothing starts before it is due.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import NamedTuple
+
+#: Seconds that a start may come before its due time: clocks are read at different moments.
+EARLY_TOLERANCE_S = 0.02
+
+
+class Event(NamedTuple):
+    """One line of a history.
+
+    ``kind``: sent, accepted, refused (by a sender); start, end, fail (by an actor: begun, returned, raised); ack (the
+    engine has settled it as done). ``due_s`` goes with ``sent``: not before this time.
+    """
+
+    kind: str
+    id: str
+    at_s: float
+    pid: int = 0
+    due_s: float = 0.0
+
+
+class Fault(NamedTuple):
+    """What was done to a process. ``kill``: it is dead from ``at_s`` on. ``lost``: others may have taken what it held,
+    from ``at_s`` on, while it still runs."""
+
+    kind: str
+    pid: int
+    at_s: float
+
+
+@dataclass
+class Verdict:
+    """What the checker found: message ids by violation, and how much there was to look at."""
+
+    accepted: int = 0
+    started: int = 0
+    again: int = 0  # starts after the first
+    allowed: int = 0  # of these
+    violations: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+
+    @property
+    def is_valid(self) -> bool:
+        return not any(self.violations.values())
+
+    def __str__(self) -> str:
+        found = ", ".join(f"{kind} {len(ids)} ({', '.join(ids[:5])})" for kind, ids in sorted(self.violations.items()))
+        return (
+            f"accepted {self.accepted}, started {self.started}, again {self.again} (allowed {self.allowed}): "
+            f"{found or 'valid'}"
+        )
+
+
+class Run(NamedTuple):
+    """One start of a message and what became of it; ``end_s`` is infinite if nothing was heard of it any more."""
+
+    start_s: float
+    end_s: float
+    pid: int
+    failed: bool
+
+
+def check(events: Iterable[Event], faults: Sequence[Fault] = (), dead: Collection[str] = ()) -> Verdict:
+    """Holds a history against the promises.
+
+    Parameters:
+      events: In any order.
+      faults: What was done to processes.
+      dead: The ids of the dead letters in the end.
+    """
+    by_id: dict[str, list[Event]] = defaultdict(list)
+    for event in events:
+        by_id[event.id].append(event)
+    judge = _Judge(faults, frozenset(dead))
+    for id, its_events in by_id.items():
+        judge.judge(id, sorted(its_events, key=lambda event: event.at_s))
+    for id in dead:
+        if id not in by_id:
+            judge.verdict.violations["phantom"].append(id)
+    return judge.verdict
+
+
+class _Judge:
+    def __init__(self, faults: Sequence[Fault], dead: frozenset[str]) -> None:
+        self.verdict = Verdict()
+        self._dead = dead
+        self._killed_s = {fault.pid: fault.at_s for fault in faults if fault.kind == "kill"}
+        self._lost_s = {fault.pid: fault.at_s for fault in faults if fault.kind == "lost"}
+
+    def judge(self, id: str, events: list[Event]) -> None:
+        kinds = {event.kind for event in events}
+        runs = self._runs(events)
+        acks = [event for event in events if event.kind == "ack"]
+        verdict = self.verdict
+        verdict.accepted += "accepted" in kinds
+        verdict.started += bool(runs)
+        succeeded = any(event.kind == "end" for event in events)
+        if "accepted" in kinds and not succeeded and id not in self._dead:
+            self._violation("lost", id)
+        if runs and ("sent" not in kinds or "refused" in kinds):
+            self._violation("phantom", id)
+        if len(acks) > 1 or (acks and any(run.start_s > acks[0].at_s for run in runs)):
+            self._violation("double ack", id)
+        due_s = max((event.due_s for event in events if event.kind == "sent"), default=0.0)
+        if runs and runs[0].start_s < due_s - EARLY_TOLERANCE_S:
+            self._violation("early", id)
+        for first, second in pairwise(runs):
+            self._judge_again(id, first, second)
+
+    def _judge_again(self, id: str, first: Run, second: Run) -> None:
+        self.verdict.again += 1
+        lost = self._lost_s.get(first.pid, float("inf")) <= second.start_s
+        killed = self._killed_s.get(first.pid, float("inf")) <= second.start_s
+        if first.failed or lost or killed:
+            self.verdict.allowed += 1
+        else:
+            self._violation("duplicated", id)
+        if second.start_s < first.end_s and not lost:
+            self._violation("overlap", id)
+
+    def _runs(self, events: Sequence[Event]) -> list[Run]:
+        runs: list[Run] = []
+        open_at: dict[int, list[float]] = defaultdict(list)  # by process, which should have one at a time
+        for event in events:
+            if event.kind == "start":
+                open_at[event.pid].append(event.at_s)
+            elif event.kind in ("end", "fail") and open_at[event.pid]:
+                runs.append(Run(open_at[event.pid].pop(0), event.at_s, event.pid, event.kind == "fail"))
+        for pid, starts in open_at.items():  # nobody heard of their end
+            end_s = self._killed_s.get(pid, float("inf"))
+            runs += [Run(start_s, end_s, pid, failed=False) for start_s in starts]
+        return sorted(runs)
+
+    def _violation(self, kind: str, id: str) -> None:
+        self.verdict.violations[kind].append(id)
+
+
+def read_events(folder: Path) -> list[Event]:
+    """All events that were written into files ``history-*`` of a folder. A last line that was cut off is left out."""
+    events = []
+    for path in sorted(folder.glob("history-*")):
+        for line in path.read_text().splitlines(keepends=True):
+            if line.endswith("\n"):
+                kind, id, at_s, pid, due_s = line.split()
+                events.append(Event(kind, id, float(at_s), int(pid), float(due_s)))
+    return events
+
+
+def line_of(event: Event) -> bytes:
+    """An event as a line of a file; ids must be without blanks."""
+    return f"{event.kind} {event.id} {event.at_s:.6f} {event.pid} {event.due_s:.6f}\n".encode()
