@@ -14,7 +14,8 @@ from greenroom.core.verdict import Verdict
 from greenroom.engines.memory.transport import MemoryConsumer, MemoryTransport
 from greenroom.errors import BrokerError, MessageTooLarge
 from greenroom.ports.admin import Counts
-from greenroom.ports.transport import MAX_TRIP, Consumer, Settlement, StoreOp, Transport
+from greenroom.ports.store import LeaseTake
+from greenroom.ports.transport import MAX_TRIP, Consumer, Settlement, Transport
 from greenroom.testing.clock import ManualClock
 from greenroom.testing.contract import TransportContract
 from greenroom.testing.contract.kit import ack, claim, claim_one, consumer_of, envelope, envelopes, settle
@@ -113,11 +114,16 @@ def _after_push(transport: Transport) -> Consumer:
 
 @pytest.mark.parametrize(
     "settlement",
-    [{"writes": (StoreOp("put", ()),)}, {"park": "limiter"}, {"verdict": Verdict.RETRY}],
-    ids=["writes", "park", "a retry without its envelope"],
+    [
+        {"writes": ("put",)},
+        {"park": LeaseTake("limiter", "me", 0, 1000)},
+        {"park": LeaseTake("limiter", "me", 1, 1000), "verdict": Verdict.ACK},
+        {"verdict": Verdict.RETRY},
+    ],
+    ids=["no operation", "nobody is let in", "a parked ACK", "a retry without its envelope"],
 )
 def test_what_the_engine_does_not_know_is_refused(settlement: dict[str, object]) -> None:
-    """Settlements for a Store, for a limiter or without what their verdict needs are refused, and change nothing."""
+    """Settlements that write nonsense, park for ever or lack what they need are refused, and change nothing."""
     transport = MemoryTransport()
     transport.push(envelopes(b"1"))
     consumer = consumer_of(transport)

@@ -23,4 +23,4 @@ class TestSqliteTransport(TransportContract):
     def crash(self, transport: Transport, consumer: Consumer) -> None:
         """The kernel frees a dead process's byte of the lock file; here we do."""
         assert isinstance(consumer, SqliteConsumer)
-        consumer._locks.unlock(consumer.slot)
+        consumer._owner._locks.unlock(consumer._owner.slot, consumer._owner)

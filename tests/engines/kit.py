@@ -59,10 +59,10 @@ class Other:
 
 
 @contextmanager
-def other_process(program: str, path: Path) -> Iterator[Other]:
-    """Starts ``program``, which finds ``path``, ``say`` and ``hear``."""
+def other_process(program: str, path: Path, *arguments: str) -> Iterator[Other]:
+    """Starts ``program``, which finds ``path``, ``say`` and ``hear``, and ``arguments`` from ``sys.argv[2]`` on."""
     process = subprocess.Popen(
-        [sys.executable, "-c", HEAD + program, str(path)],
+        [sys.executable, "-c", HEAD + program, str(path), *arguments],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import sqlite3
 import threading
 from collections import Counter
@@ -12,7 +14,7 @@ import pytest
 
 from greenroom.engines.sqlite import database
 from greenroom.engines.sqlite.database import CHECKPOINT_BYTES, WAL_LIMIT_BYTES
-from greenroom.engines.sqlite.errors import translate
+from greenroom.engines.sqlite.errors import Refused, translate, translate_os
 from greenroom.engines.sqlite.transport import SqliteTransport
 from greenroom.errors import (
     BrokerBusy,
@@ -147,6 +149,10 @@ def test_a_broken_statement_is_an_error_of_ours(transport: SqliteTransport) -> N
         (sqlite3.SQLITE_NOTADB, BrokerCorrupt),
         (sqlite3.SQLITE_CANTOPEN_ISDIR, ConnectionFailed),
         (sqlite3.SQLITE_IOERR_FSYNC, BrokerError),
+        (sqlite3.SQLITE_IOERR_WRITE, BrokerFull),
+        (sqlite3.SQLITE_IOERR_SHMSIZE, BrokerFull),
+        (sqlite3.SQLITE_TOOBIG, Refused),
+        (sqlite3.SQLITE_CONSTRAINT_NOTNULL, Refused),
     ],
 )
 def test_what_an_error_of_sqlite_means(code: int, expected: type[BrokerError]) -> None:
@@ -157,6 +163,46 @@ def test_what_an_error_of_sqlite_means(code: int, expected: type[BrokerError]) -
     assert type(translated) is expected
     assert "/somewhere/queue.db" in str(translated)
     assert "reason" in str(translated)
+
+
+@pytest.mark.parametrize(
+    "reason",
+    ["no such table: message", "no such column: lease", "malformed JSON", "table message already exists"],
+)
+def test_a_file_that_is_not_as_we_made_it(reason: str) -> None:
+    """Our statements are constants. Where SQLite calls one of them wrong, the file is."""
+    error = sqlite3.OperationalError(reason)
+    error.sqlite_errorcode = sqlite3.SQLITE_ERROR
+    translated = translate(error, Path("/somewhere/queue.db"))
+    assert type(translated) is BrokerCorrupt
+    assert "greenroom sqlite recover /somewhere/queue.db" in str(translated)
+
+
+def test_a_file_that_says_it_is_read_only(tmp_path: Path) -> None:
+    """A byte of the head says whether a file may be written. If the system says otherwise, that byte is damaged."""
+    path = tmp_path / "queue.db"
+    error = sqlite3.OperationalError("attempt to write a readonly database")
+    error.sqlite_errorcode = sqlite3.SQLITE_READONLY
+    assert type(translate(error, path)) is BrokerReadOnly
+    path.touch()
+    assert type(translate(error, path)) is BrokerCorrupt
+
+
+@pytest.mark.parametrize(
+    ("number", "expected"),
+    [
+        (errno.ENOSPC, BrokerFull),
+        (errno.EDQUOT, BrokerFull),
+        (errno.EACCES, BrokerReadOnly),
+        (errno.EROFS, BrokerReadOnly),
+        (errno.EMFILE, ConnectionFailed),
+    ],
+)
+def test_what_an_error_of_the_system_means(number: int, expected: type[BrokerError]) -> None:
+    """The files beside the queue are made by hand: what the system says of them means what it means for the queue."""
+    translated = translate_os(OSError(number, os.strerror(number)), Path("/somewhere/queue.db"))
+    assert type(translated) is expected
+    assert "/somewhere/queue.db" in str(translated)
 
 
 def test_a_closed_connection(path: Path) -> None:

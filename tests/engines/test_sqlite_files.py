@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from greenroom.brokers.sqlite import SqliteBroker
-from greenroom.engines.sqlite import database
+from greenroom.core.verdict import Verdict
+from greenroom.engines.sqlite import database, migrations
 from greenroom.engines.sqlite.transport import SqliteTransport
 from greenroom.errors import (
     BrokerCorrupt,
@@ -23,7 +24,8 @@ from greenroom.errors import (
     SchemaMismatch,
 )
 from greenroom.ports.admin import Counts
-from greenroom.testing.contract.kit import bodies, claim, consumer_of, envelopes
+from greenroom.ports.transport import ErrorText, Settlement
+from greenroom.testing.contract.kit import bodies, claim, consumer_of, envelope, envelopes
 from greenroom.testing.contract.processes import in_child
 from tests.engines.kit import query
 
@@ -137,11 +139,15 @@ def test_a_file_is_no_folder(tmp_path: Path) -> None:
     assert type(failure(tmp_path / "file" / "queue.db")) is ConnectionFailed
 
 
-def as_nobody(work: Callable[[Path], object]) -> None:
+def as_nobody(
+    work: Callable[[Path], object], *, prepare: Callable[[Path], object] = id, folder_mode: int = 0o555
+) -> None:
     """Runs ``work`` in a child without the rights of root, in a folder that it can only read."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        SqliteTransport(folder / "there.db").push(envelopes(b"1"))
+        transport = SqliteTransport(folder / "there.db")
+        transport.push(envelopes(b"1"))
+        transport.close()
 
         def unprivileged() -> None:
             if os.geteuid() == 0:
@@ -152,7 +158,8 @@ def as_nobody(work: Callable[[Path], object]) -> None:
 
         for path in folder.rglob("*"):
             path.chmod(0o777 if path.is_dir() else 0o444)
-        folder.chmod(0o555)
+        folder.chmod(folder_mode)
+        prepare(folder)
         try:
             in_child(unprivileged)
         finally:
@@ -174,6 +181,30 @@ def test_a_folder_that_cannot_be_written() -> None:
 def test_a_file_that_cannot_be_written() -> None:
     """A queue that belongs to somebody else: the same class of error."""
     as_nobody(lambda folder: check_read_only(failure(folder / "there.db")))
+
+
+def test_a_folder_that_takes_no_more_files() -> None:
+    """SQLite needs files of its own beside the queue: a folder that cannot be written is read-only, whatever the file
+    is."""
+
+    def work(folder: Path) -> None:
+        check_read_only(failure(folder / "there.db"))
+
+    as_nobody(work, prepare=lambda folder: (folder / "there.db").chmod(0o666))
+
+
+def test_a_wake_folder_that_cannot_be_used() -> None:
+    """The folder beside the file, too, is needed: what it lacks is said with the path of the queue."""
+
+    def work(folder: Path) -> None:
+        check_read_only(failure(folder / "there.db"))
+
+    def forbid(folder: Path) -> None:
+        for path in folder.glob("there.db*"):
+            path.chmod(0o666 if path.is_file() else 0o000)
+        folder.chmod(0o777)
+
+    as_nobody(work, prepare=forbid, folder_mode=0o777)
 
 
 def check_read_only(error: BrokerError) -> None:
@@ -203,6 +234,42 @@ def test_a_damaged_file(tmp_path: Path) -> None:
     path.write_bytes(content[:4096] + b"\xff" * (len(content) - 4096))
     with pytest.raises(BrokerCorrupt, match="damaged") as e:
         transport.push(envelopes(b"1"))
+    assert e.value.path == str(path)
+    transport.close()
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("id", "x'ff00'"),
+        ("id", "cast(x'ff00' as text)"),
+        ("queue", "x'ff00'"),
+        ("attempt", "'x'"),
+        ("crashes", "x'ff00'"),
+        ("crashes", "1e300"),
+        ("history", "'{'"),
+    ],
+)
+def test_a_column_that_makes_no_sense(tmp_path: Path, column: str, value: str) -> None:
+    """A message whose columns hold what nobody writes into them is damage, too, and the first to meet it says so: to
+    try again would be in vain."""
+    path = tmp_path / "queue.db"
+    transport = SqliteTransport(path)
+    transport.push(envelopes(b"1"))
+    consumer = consumer_of(transport)
+    connection = sqlite3.connect(path)
+    connection.execute(f"update message set {column} = {value}")
+    connection.commit()
+    connection.close()
+    if column == "queue":
+        consumer.subscribe([b"\xff\x00"])  # or nobody ever meets it
+
+    def claim_and_retry() -> None:
+        (delivery,) = consumer.exchange([], 1).deliveries
+        consumer.exchange([Settlement(delivery, Verdict.RETRY, retry=envelope(b"2"), error=ErrorText("E", "no"))], 0)
+
+    with pytest.raises(BrokerCorrupt) as e:
+        claim_and_retry()
     assert e.value.path == str(path)
     transport.close()
 
@@ -239,9 +306,9 @@ def test_a_newer_schema(tmp_path: Path) -> None:
     connection.close()
     error = failure(path)
     assert isinstance(error, SchemaMismatch)
-    assert (error.found, error.supported) == (99, database.SCHEMA_VERSION)
+    assert (error.found, error.supported) == (99, migrations.SCHEMA_VERSION)
     assert "99" in str(error)
-    assert str(database.SCHEMA_VERSION) in str(error)
+    assert str(migrations.SCHEMA_VERSION) in str(error)
     assert query(path, "pragma user_version") == [(99,)]
     assert query(path, "select count(*) from message") == [(1,)]
 

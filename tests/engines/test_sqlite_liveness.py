@@ -5,12 +5,14 @@ from __future__ import annotations
 import gc
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from greenroom.engines.sqlite.liveness import LockFile, close_lock_file, open_lock_file
+from greenroom.engines.sqlite import liveness
+from greenroom.engines.sqlite.liveness import FOLLOW_MS, LockFile, close_lock_file, open_lock_file
+from greenroom.testing.clock import ManualClock
 from greenroom.testing.contract.processes import in_child
 from tests.engines.kit import Other, other_process
 from tests.runtime.cli_kit import wait_until
@@ -126,6 +128,16 @@ def test_the_last_user_closes_the_file(path: Path) -> None:
     close_lock_file(third)
 
 
+def test_a_file_that_is_closed_is_not_opened_again(path: Path) -> None:
+    """A heartbeat that comes while the last user closes the file finds it closed, and leaves it so."""
+    locks = open_lock_file(path, 0o600)
+    close_lock_file(locks)
+    before = os.listdir("/proc/self/fd")
+    locks.renew()
+    assert os.listdir("/proc/self/fd") == before
+    assert locks.closings == 0
+
+
 def test_a_file_is_known_by_what_it_is(path: Path, locks: LockFile, tmp_path: Path) -> None:
     """Another path to the same file gives the same locks: what counts is the inode."""
     link = tmp_path / "link"
@@ -165,3 +177,142 @@ def test_the_file_has_the_mode_that_was_asked_for(tmp_path: Path) -> None:
     finally:
         os.umask(before)
     assert (tmp_path / "lock").stat().st_mode & 0o777 == 0o660
+
+
+# --- what drops locks, and how they are taken again
+
+
+@pytest.fixture
+def probe(path: Path) -> Iterator[Callable[[], str]]:
+    """Asks another process whether byte 3 is held."""
+    with other_process(HOLDS, path) as other:
+        other.hear()
+
+        def ask() -> str:
+            other.say("probe")
+            return other.hear()
+
+        yield ask
+
+
+def test_a_closed_descriptor_drops_the_lock(path: Path, locks: LockFile, probe: Callable[[], str]) -> None:
+    """Whoever in this process opens and closes the file drops its locks, and cannot see it; renewing takes them
+    again."""
+    assert locks.try_lock(3)
+    assert probe() == "True"
+    path.open().close()
+    assert locks.is_held(3)
+    assert probe() == "False", "the trap is gone: then renewing is not needed"
+    locks.renew()
+    assert probe() == "True"
+    assert locks.closings == 0
+
+
+def test_a_descriptor_that_somebody_else_closed(path: Path, locks: LockFile, probe: Callable[[], str]) -> None:
+    """The file is opened anew, and the locks are taken again. That it happened is counted."""
+    assert locks.try_lock(3)
+    os.close(locks._file.number)
+    assert probe() == "False"
+    locks.renew()
+    assert probe() == "True"
+    assert locks.closings == 1
+    locks.renew()
+    assert locks.closings == 1
+
+
+def test_a_number_that_means_another_file_by_now(path: Path, locks: LockFile, tmp_path: Path) -> None:
+    """A stranger's file has got the number of the closed descriptor: it is neither locked nor closed."""
+    assert locks.try_lock(3)
+    number = locks._file.number
+    os.close(number)
+    strange = os.open(tmp_path / "strange", os.O_CREAT | os.O_RDWR)
+    assert strange == number
+    locks.unlock(3)
+    locks.renew()
+    assert locks._file.number != strange
+    os.write(strange, b"still open")
+    os.close(strange)
+
+
+def test_a_byte_that_somebody_else_took_meanwhile(path: Path, locks: LockFile) -> None:
+    """The lock was dropped and another process has the byte now: it is held no longer, and its end is its own."""
+    assert locks.try_lock(7)
+    path.open().close()
+    with other_process(HOLDS, path) as other:
+        assert other.hear() == "True"
+        assert locks.is_held(7)
+        locks.renew()
+        assert not locks.is_held(7)
+        assert locks.is_alive(7)
+        locks.unlock(7)
+        assert locks.is_alive(7)
+        other.kill()
+    assert not locks.is_alive(7)
+
+
+def test_one_owner_does_not_give_back_the_byte_of_another(locks: LockFile) -> None:
+    """Two owners of this process have had the same byte, one after the other: the first one's end is not the
+    second one's."""
+    first, second = object(), object()
+    assert locks.try_lock(3, first)
+    locks.unlock(3, first)
+    assert locks.try_lock(3, second)
+    locks.unlock(3, first)
+    assert locks.is_held(3, second)
+    assert not locks.is_held(3, first)
+    assert not locks.try_lock(3, first)
+    locks.unlock(3, second)
+    assert not locks.is_alive(3)
+
+
+def test_a_file_that_was_made_anew(path: Path, locks: LockFile, probe: Callable[[], str]) -> None:
+    """The file was deleted, and lies there anew: the locks are taken in the new one. They stay in the old one, too, for
+    those who still look there."""
+    assert locks.try_lock(3)
+    path.unlink()
+    locks.renew()
+    assert path.exists()
+    with other_process(
+        "from greenroom.engines.sqlite.liveness import *; say(open_lock_file(path, 0o600).is_alive(3))", path
+    ) as o:
+        assert o.hear() == "True"
+    assert probe() == "True"
+
+
+def test_who_opens_the_path_gets_what_lies_there(path: Path, locks: LockFile) -> None:
+    """One file a path and process, whatever has become of it meanwhile: what is open follows the path."""
+    assert locks.try_lock(3)
+    path.unlink()
+    second = open_lock_file(path, 0o600)
+    assert second is locks
+    assert second.is_held(3)
+    assert locks._file.file_id[1] == path.stat().st_ino
+    close_lock_file(second)
+
+
+def test_only_owners_of_before_are_given_time(path: Path, locks: LockFile, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who has registered before the file was made may have locked its byte in an earlier one, and may come over for two
+    seconds. All others are what their locks say."""
+    born_ms = locks._born_ms
+    monkeypatch.setattr(liveness, "SYSTEM_CLOCK", ManualClock(born_ms + FOLLOW_MS - 1))
+    assert locks.may_follow(born_ms - 1)
+    assert not locks.may_follow(born_ms)
+    monkeypatch.setattr(liveness, "SYSTEM_CLOCK", ManualClock(born_ms + FOLLOW_MS))
+    assert not locks.may_follow(born_ms - 1)
+    monkeypatch.setattr(liveness, "SYSTEM_CLOCK", ManualClock(born_ms - 1))
+    assert not locks.may_follow(born_ms - 2), "the clock was set back: nobody is waited for without end"
+
+
+def test_a_file_that_cannot_be_locked(locks: LockFile, path: Path) -> None:
+    """Where the file cannot be opened that is an error, and nobody is taken for dead."""
+    os.close(locks._file.number)
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(IsADirectoryError):
+        locks.renew()
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        locks.try_lock(3)
+    assert locks.is_alive(3)
+    path.rmdir()
+    locks.renew()
+    assert not locks.is_alive(3)

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import select
 import signal
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from greenroom.engines.sqlite.consumer import REAP_INTERVAL_S
+from greenroom.board import Board, Fate
+from greenroom.engines.sqlite.consumer import LOOK_INTERVAL_S
+from greenroom.engines.sqlite.reaper import CHUNK, EVIDENCE_S
 from greenroom.engines.sqlite.transport import SqliteTransport
 from greenroom.engines.sqlite.wake import SLOTS
 from greenroom.errors import ConnectionClosed
@@ -28,6 +33,19 @@ consumer.subscribe(["default"])
 say(len(consumer.exchange((), 2).deliveries))
 hear()
 transport.close()
+"""
+
+#: Holds one message that it runs and one that it does not.
+RUNS = """
+from greenroom.engines.sqlite.transport import SqliteTransport
+
+transport = SqliteTransport(path)
+consumer = transport.consumer("other")
+consumer.subscribe(["default"])
+board = consumer.board(1, parent_pid=int(sys.argv[2]) if len(sys.argv) > 2 else os.getppid())
+board.cells[0] = consumer.exchange((), 2).deliveries[0].mark
+say(board.path)
+hear()
 """
 
 
@@ -50,7 +68,7 @@ def transport(path: Path, clock: ManualClock) -> Iterator[Transport]:
 
 def look(consumer: Consumer, clock: ManualClock) -> list[bytes]:
     """A trip after which the consumer has looked for owners that died."""
-    clock.advance_ms(int(REAP_INTERVAL_S * 1000))
+    clock.advance_ms(int(LOOK_INTERVAL_S * 1000))
     return bodies(consumer.exchange((), 100).deliveries)
 
 
@@ -78,6 +96,22 @@ def test_an_owner_that_ends_well_leaves_nothing(transport: Transport, path: Path
     assert transport.counts() == {"default": Counts(ready=2)}
 
 
+def test_an_owner_whose_board_cannot_be_removed_ends_all_the_same(
+    transport: Transport, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It gives back its lock, too: others do not wait for its place."""
+    consumer = transport.consumer("one")
+    board = consumer.board(1)
+
+    def fail() -> None:
+        raise PermissionError("read-only by now")
+
+    monkeypatch.setattr(board, "remove", fail)
+    consumer.close()
+    assert query(path, "select count(*) from owner") == [(0,)]
+    assert not consumer._owner._locks.is_held(0, consumer._owner)
+
+
 def test_a_new_owner_takes_the_place_of_a_dead_one(transport: Transport, path: Path) -> None:
     """Who registers looks for the dead first: slots are used again, numbers of owners never, so an old lease is never
     taken for a new one."""
@@ -86,7 +120,7 @@ def test_a_new_owner_takes_the_place_of_a_dead_one(transport: Transport, path: P
         other.hear()
         other.kill()
     consumer = consumer_of(transport)
-    assert (consumer.owner, consumer.slot) == (2, 0)
+    assert (consumer._owner.number, consumer._owner.slot) == (2, 0)
     assert bodies(claim(consumer, 2)) == [b"1", b"2"]
 
 
@@ -98,7 +132,7 @@ def test_the_looks_are_spaced(transport: Transport, path: Path, clock: ManualClo
     with other_process(CLAIMS, path) as other:
         assert other.hear() == "2"
         other.kill()
-        clock.advance_ms(int(REAP_INTERVAL_S * 1000) - 1)
+        clock.advance_ms(int(LOOK_INTERVAL_S * 1000) - 1)
         assert consumer.exchange((), 100).deliveries == []
         clock.advance_ms(1)
         assert len(consumer.exchange((), 100).deliveries) == 2
@@ -169,13 +203,13 @@ def test_a_consumer_belongs_to_its_process(transport: Transport) -> None:
 def test_more_owners_than_places_on_the_board(transport: Transport, clock: ManualClock) -> None:
     """More than 64 processes may wait at a file. Those beyond the board look once a second instead of being rung."""
     consumers = [consumer_of(transport, owner=str(number)) for number in range(SLOTS + 6)]
-    assert [consumer.slot for consumer in consumers] == list(range(SLOTS + 6))
+    assert [consumer._owner.slot for consumer in consumers] == list(range(SLOTS + 6))
     transport.push(envelopes(*[b"%d" % number for number in range(SLOTS + 6)]))
     for number, consumer in enumerate(consumers):
         assert bodies(consumer.exchange((), 1).deliveries) == [b"%d" % number]
     consumers[-1].wait(0.01)
     consumers[3].close()
-    assert consumer_of(transport).slot == 3
+    assert consumer_of(transport)._owner.slot == 3
     transport.close()
     assert transport.counts() == {"default": Counts(ready=SLOTS + 6)}
 
@@ -186,3 +220,174 @@ def test_a_wait_is_a_look_and_not_a_claim(transport: Transport, path: Path) -> N
     consumer.wait(0.01)
     assert query(path, "select count(*) from message") == [(0,)]
     assert not any(consumer._share.wake.board)
+
+
+# --- evidence
+
+
+@pytest.fixture
+def dead(transport: Transport, path: Path) -> Board:
+    """The board of another process that this one has started, and that was killed while it ran the first of two
+    messages."""
+    transport.push(envelopes(b"1", b"2"))
+    with other_process(RUNS, path) as other:
+        board = Board.open(Path(other.hear()))
+        other.kill()
+    assert board is not None
+    return board
+
+
+def claimed(consumer: Consumer) -> list[tuple[bytes, int]]:
+    return [(delivery.body, delivery.crashes) for delivery in consumer.exchange((), 10).deliveries]
+
+
+def test_whoever_started_it_is_given_a_moment(transport: Transport, clock: ManualClock, dead: Board) -> None:
+    """While the parent lives and has not said how its child ended, nobody takes the child's messages; they wait for
+    0.3 s at the most, and look again before that."""
+    consumer = consumer_of(transport)
+    assert claimed(consumer) == []
+    clock.advance_ms(int(EVIDENCE_S * 1000) - 1)
+    assert claimed(consumer) == []
+    clock.advance_ms(21)
+    assert claimed(consumer) == [(b"1", 1), (b"2", 0)]
+
+
+def test_the_moment_ends_when_the_parent_has_spoken(transport: Transport, clock: ManualClock, dead: Board) -> None:
+    """The evidence is there: the next look takes it, and need not wait for its time."""
+    consumer = consumer_of(transport)
+    assert claimed(consumer) == []
+    dead.write_fate(Fate.DIED, -signal.SIGSEGV)
+    clock.advance_ms(20)
+    first, _ = consumer.exchange((), 10).deliveries
+    (incident,) = consumer.history(first)
+    assert incident.error is not None
+    assert incident.error.message.endswith("was killed by SIGSEGV")
+
+
+def test_nobody_waits_for_a_dead_parent(transport: Transport, path: Path) -> None:
+    """The parent has died, too, so nobody will say how it ended."""
+    transport.push(envelopes(b"1", b"2"))
+    with other_process("", path) as parent:
+        parent.end()
+    with other_process(RUNS, path, str(parent.pid)) as other:
+        other.hear()
+        other.kill()
+    assert claimed(consumer_of(transport)) == [(b"1", 1), (b"2", 0)]
+
+
+def test_nobody_waits_for_evidence_that_nobody_needs(transport: Transport, dead: Board) -> None:
+    """Where nothing ran there is nobody to charge, so it does not matter how the process ended."""
+    dead.cells[0] = 0
+    assert claimed(consumer_of(transport)) == [(b"1", 0), (b"2", 0)]
+
+
+def test_a_wait_ends_for_the_evidence(path: Path) -> None:
+    """Who waits for messages while the parent of a dead process is given its moment looks again soon, and not when its
+    wait would have been over."""
+    transport = SqliteTransport(path)
+    transport.push(envelopes(b"1", b"2"))
+    with other_process(RUNS, path) as other:
+        other.hear()
+        other.kill()
+    consumer = consumer_of(transport)
+    started = time.monotonic()
+    while not (found := claimed(consumer)):
+        consumer.wait(20.0)
+    assert found == [(b"1", 1), (b"2", 0)]
+    assert EVIDENCE_S <= time.monotonic() - started < 10.0
+    transport.close()
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff" * 4096, b"garbage"])
+def test_a_board_that_cannot_be_read_charges_nobody(transport: Transport, dead: Board, content: bytes) -> None:
+    """Somebody has written over the board: the messages come back all the same."""
+    assert dead.path is not None
+    dead.path.unlink()
+    dead.path.write_bytes(content)
+    assert claimed(consumer_of(transport)) == [(b"1", 0), (b"2", 0)]
+
+
+def test_nonsense_on_a_board_is_harmless(transport: Transport, dead: Board) -> None:
+    """Marks, a time and a parent that nobody can have written: what can be told is told."""
+    for index, value in enumerate((99, -(2**63), 2**62, 2**63 - 1)):
+        dead._numbers[index + 1] = value
+    dead.cells[0] = -(2**63)
+    assert claimed(consumer_of(transport)) == [(b"1", 0), (b"2", 0)]
+
+
+def test_a_stale_board_charges_nobody(transport: Transport, path: Path, clock: ManualClock, dead: Board) -> None:
+    """A dead owner has left its board; the next one in its place has none of its own and dies: nothing is charged to
+    the messages that have the old marks by chance."""
+    dead.write_fate(Fate.DIED, 1)
+    with other_process(CLAIMS, path) as other:
+        assert other.hear() == "2"
+        other.kill()
+    found = claimed(consumer_of(transport))
+    assert found == [(b"1", 1), (b"2", 0)], "once, by the board's own process"
+
+
+# --- much to give back, and many who look
+
+
+def test_much_is_given_back_in_steps(transport: Transport, path: Path) -> None:
+    """Whatever a dead owner held, no transaction takes long for it: 1 000 messages at a time, one trip after the
+    other, and what ran is charged once."""
+    count = 2 * CHUNK + 10
+    transport.push(envelopes(*[b"x"] * count))
+    program = RUNS.replace("exchange((), 2)", f"exchange((), {count})")
+    with other_process(program, path, "0") as other:
+        other.hear()
+        assert transport.counts()["default"].claimed == count
+        other.kill()
+    consumer = consumer_of(transport)
+    assert transport.counts()["default"].claimed == count - 1 - CHUNK
+    assert query(path, "select count(*) from owner") == [(2,)], "it is there until it has nothing left"
+    consumer.exchange((), 0)
+    assert transport.counts()["default"].claimed == count - 1 - 2 * CHUNK
+    consumer.exchange((), 0)
+    assert transport.counts()["default"].claimed == 0
+    assert query(path, "select crashes, count(*) from message group by crashes") == [(0, count - 1), (1, 1)]
+    assert query(path, "select name from owner") == [("contract",)]
+
+
+@pytest.mark.parametrize("how", ["a trip", "a registration"])
+def test_whoever_gives_back_wakes_the_others(path: Path, clock: ManualClock, how: str) -> None:
+    """What a dead owner held is ready for all: who waits is woken by whoever has looked."""
+    transport = SqliteTransport(path, clock=clock)
+    waits, looks = consumer_of(transport), consumer_of(transport)
+    looks.exchange((), 0)
+    transport.push(envelopes(b"1", b"2"))
+    with other_process(RUNS, path, "0") as other:
+        other.hear()
+        other.kill()
+    waits._owner.announce(None)
+    if how == "a trip":
+        clock.advance_ms(int(LOOK_INTERVAL_S * 1000))
+        looks.exchange((), 0)
+    else:
+        consumer_of(transport)
+    assert select.select([waits._owner._waiter._fifo], [], [], 0)[0]
+    transport.close()
+
+
+def test_two_look_at_the_same_time(path: Path, transport: Transport, dead: Board) -> None:
+    """However many look for the dead at once, one of them gives back what there is, and a crash is charged once."""
+    dead.write_fate(Fate.DIED, 1)
+    others = [SqliteTransport(path) for _ in range(4)]
+    start = threading.Barrier(len(others))
+    found: list[tuple[bytes, int]] = []
+
+    def look(transport: SqliteTransport) -> None:
+        consumer = consumer_of(transport)
+        start.wait(10.0)
+        consumer.reap_soon()
+        found.extend(claimed(consumer))
+
+    threads = [threading.Thread(target=look, args=(other,)) for other in others]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(found) == [(b"1", 1), (b"2", 0)]
+    for other in others:
+        other.close()

@@ -205,8 +205,62 @@ def test_a_sender_does_not_ring_a_busy_worker(tmp_path: Path) -> None:
     consumer = consumer_of(transport)
     transport.push(envelopes(b"1"))
     assert consumer.exchange((), 10).deliveries
-    assert not was_rung(consumer._waiter)
-    consumer._waiter.announce(None)
+    assert not was_rung(consumer._owner._waiter)
+    consumer._owner._waiter.announce(None)
     transport.push([envelope(b"2")])
-    assert was_rung(consumer._waiter)
+    assert was_rung(consumer._owner._waiter)
     transport.close()
+
+
+# --- descriptors that somebody else has closed
+
+
+def test_a_wait_on_closed_descriptors_says_so(folder: WakeFolder) -> None:
+    """A task has closed what its process has open: the wait does not last, and tells that it makes no sense to wait
+    again. A ring is lost, and harmless."""
+    waiter = Waiter(folder, 7)
+    assert waiter.wait(0.0)
+    for descriptor in (waiter._reader, waiter._fifo, waiter._writer):
+        assert descriptor is not None
+        os.close(descriptor.number)
+    waiter.ring()
+    started = time.monotonic()
+    assert not waiter.wait(LONG_S)
+    assert time.monotonic() - started < LONG_S / 2
+    waiter.close()
+
+
+def test_a_waiter_that_cannot_be_made_leaves_nothing_open(folder: WakeFolder, tmp_path: Path) -> None:
+    """Where its FIFO cannot be made, here because the folder is gone, no descriptor stays behind."""
+    before = os.listdir("/proc/self/fd")
+    folder.path = tmp_path / "gone"
+    with pytest.raises(FileNotFoundError):
+        Waiter(folder, 1)
+    assert os.listdir("/proc/self/fd") == before
+
+
+def test_a_stranger_keeps_what_has_our_number(folder: WakeFolder) -> None:
+    """Another file has the number of a descriptor that was closed under us: closing ours leaves it open."""
+    waiter = Waiter(folder, 7)
+    number = waiter._reader.number
+    os.close(number)
+    reader, writer = os.pipe()
+    assert number in (reader, writer)
+    waiter.close()
+    os.write(writer, b"!")
+    assert os.read(reader, 1) == b"!"
+    os.close(reader)
+    os.close(writer)
+
+
+def test_ringing_with_a_closed_writer(folder: WakeFolder, waiter: Waiter) -> None:
+    """The sender's side, too: a FIFO whose descriptor was closed is opened anew, after a while."""
+    waiter.announce(None)
+    folder.ring(None)
+    os.close(folder._writers[5].number)
+    folder.ring(None)
+    assert folder._writers == {}
+    folder._silent_until.clear()
+    waiter.wait(0.0)
+    folder.ring(None)
+    assert was_rung(waiter)

@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from greenroom.board import Fate
 from greenroom.clock import Clock
 from greenroom.core.verdict import Verdict
 from greenroom.engines.memory.transport import MemoryTransport
@@ -26,13 +27,19 @@ from greenroom.testing.contract.kit import envelope
 
 QUEUES = ("a", "b", "c")
 CONSUMERS = 2
+#: How many messages a consumer runs at a time.
+PLACES = 2
+#: How many incidents a history holds.
+HISTORY_LENGTH = 25
 
 queues = st.sampled_from(QUEUES)
 some_queues = st.sets(queues, min_size=1)
 priorities = st.sampled_from([-1000, -1, 0, 0, 0, 1, 1000])
 #: Few and round, so that the clock often stands exactly at a due time.
 delays = st.none() | st.sampled_from([-10, 0, 10, 20, 50])
-pushes = st.lists(st.tuples(queues, priorities, delays), min_size=1, max_size=4)
+#: Garbage, all of it: an engine does not look into bodies.
+garbage = st.sampled_from([b"", b"{", b"\xff\x00", b'"\\ud800"']) | st.binary(max_size=6)
+pushes = st.lists(st.tuples(queues, priorities, delays, garbage), min_size=1, max_size=4)
 consumer_numbers = st.integers(min_value=0, max_value=CONSUMERS - 1)
 #: A verdict, the delay of its release or retry, whether it pushes a message too.
 verdicts = st.tuples(st.sampled_from(list(Verdict)), delays, st.booleans())
@@ -46,6 +53,8 @@ class Kept:
     number: int
     due_ms: int | None
     attempt: int = 0
+    crashes: int = 0
+    incidents: int = 0
     owner: Any = None  # a Client, or None
 
     @property
@@ -62,11 +71,18 @@ class Client:
     paused: set[str] = field(default_factory=set)
     held: list[Delivery] = field(default_factory=list)
 
+    def __post_init__(self) -> None:
+        self.board = self.consumer.board(PLACES)
+
 
 class TransportMachine(RuleBasedStateMachine):
     """Subclasses say which engine."""
 
     def make(self, folder: Path, clock: Clock) -> Any:
+        raise NotImplementedError
+
+    def kill(self, consumer: Any) -> None:
+        """The process of this consumer is gone, as far as the engine can tell."""
         raise NotImplementedError
 
     def __init__(self) -> None:
@@ -76,7 +92,7 @@ class TransportMachine(RuleBasedStateMachine):
         self.transport = self.make(Path(self.folder.name), self.clock)
         self.clients: list[Client] = []
         self.alive: dict[str, Kept] = {}
-        self.dead: dict[str, tuple[Envelope, ErrorText | None, int]] = {}
+        self.dead: dict[str, tuple[Envelope, ErrorText | None, int, int]] = {}
         self.stale: list[Delivery] = []  # settled by their owners, or taken from them
         self.pushed = 0
 
@@ -106,10 +122,10 @@ class TransportMachine(RuleBasedStateMachine):
         assert not last.consumer.exchange((), MAX_TRIP).deliveries
         letters = {letter.id: letter for letter in self.transport.dead(limit=MAX_TRIP)}
         assert letters.keys() == self.dead.keys()
-        for storage_id, (sent, error, attempt) in self.dead.items():
+        for storage_id, (sent, *end) in self.dead.items():
             letter = letters[storage_id]
-            found = (letter.queue, letter.body, letter.error, letter.attempt, letter.crashes)
-            assert found == (sent.queue, sent.body, error, attempt, 0)
+            assert [letter.error, letter.attempt, letter.crashes] == end
+            assert (letter.queue, letter.body) == (sent.queue, sent.body)
 
     # The model
 
@@ -119,8 +135,8 @@ class TransportMachine(RuleBasedStateMachine):
         is_open = queue in client.subscribed and queue not in client.paused and queue not in skip
         return kept.owner is None and is_due and is_open
 
-    def model_pushes(self, sent: Envelope) -> None:
-        self.alive[sent.id] = Kept(sent, self.pushed, sent.due_ms)
+    def model_pushes(self, sent: Envelope, crashes: int = 0, incidents: int = 0) -> None:
+        self.alive[sent.id] = Kept(sent, self.pushed, sent.due_ms, crashes=crashes, incidents=incidents)
         self.pushed += 1
 
     def model_subscribes(self, client: Client, names: set[str]) -> None:
@@ -139,20 +155,21 @@ class TransportMachine(RuleBasedStateMachine):
         kept = self.alive[settlement.delivery.id]
         if settlement.verdict is Verdict.RELEASE:
             kept.owner, kept.due_ms = None, settlement.due_ms
+            kept.incidents += settlement.error is not None
         else:
             del self.alive[settlement.delivery.id]
         if settlement.verdict is Verdict.DEAD:
-            self.dead[kept.envelope.id] = (kept.envelope, settlement.error, kept.attempt)
+            self.dead[kept.envelope.id] = (kept.envelope, settlement.error, kept.attempt, kept.crashes)
         if settlement.retry is not None:
-            self.model_pushes(settlement.retry)
+            self.model_pushes(settlement.retry, kept.crashes, kept.incidents + 1)
         for sent in settlement.push:
             self.model_pushes(sent)
 
     # Steps
 
-    def new_envelope(self, queue: str, priority: int, delay: int | None) -> Envelope:
+    def new_envelope(self, queue: str, priority: int, delay: int | None, garbage: bytes = b"\xff") -> Envelope:
         due_ms = None if delay is None else self.clock.now_ms() + delay
-        return envelope(b"\xff %d" % self.pushed, queue, priority=priority, due_ms=due_ms)
+        return envelope(garbage, queue, priority=priority, due_ms=due_ms)
 
     def claim_and_compare(self, client: Client, limit: int, skip: frozenset[str] = frozenset()) -> None:
         open_to_it = sorted(
@@ -163,9 +180,12 @@ class TransportMachine(RuleBasedStateMachine):
         for kept in expected:
             kept.attempt += 1
             kept.owner = client
-        assert [(d.id, d.queue, d.body, d.attempt, d.redelivered) for d in answer.deliveries] == [
-            (k.envelope.id, k.envelope.queue, k.envelope.body, k.attempt, k.attempt > 1) for k in expected
+        assert [(d.id, d.queue, d.body, d.attempt, d.redelivered, d.crashes) for d in answer.deliveries] == [
+            (k.envelope.id, k.envelope.queue, k.envelope.body, k.attempt, k.attempt > 1, k.crashes) for k in expected
         ]
+        if expected:
+            history = client.consumer.history(answer.deliveries[-1])
+            assert len(history) == min(expected[-1].incidents, HISTORY_LENGTH)
         if len(open_to_it) > limit > 0:
             assert answer.more
         if len(open_to_it) < limit:
@@ -189,17 +209,17 @@ class TransportMachine(RuleBasedStateMachine):
     # Hypothesis leaves out some of the rules in each run, so there are few, and the first ones do much.
 
     @initialize(names=some_queues, batch=pushes)
-    def begin(self, names: set[str], batch: list[tuple[str, int, int | None]]) -> None:
+    def begin(self, names: set[str], batch: list[tuple[str, int, int | None, bytes]]) -> None:
         for number, subscribed in enumerate((set(QUEUES), names)):
             self.clients.append(Client(self.transport.consumer(f"consumer {number}")))
             self.model_subscribes(self.clients[-1], subscribed)
         self.push(batch)
 
     @rule(batch=pushes)
-    def push(self, batch: list[tuple[str, int, int | None]]) -> None:
+    def push(self, batch: list[tuple[str, int, int | None, bytes]]) -> None:
         sent = []
-        for queue, priority, delay in batch:
-            sent.append(self.new_envelope(queue, priority, delay))
+        for how in batch:
+            sent.append(self.new_envelope(*how))
             self.model_pushes(sent[-1])
         self.transport.push(sent)
 
@@ -283,6 +303,44 @@ class TransportMachine(RuleBasedStateMachine):
         self.clients[number] = Client(self.transport.consumer(f"consumer {number} again"))
         self.model_subscribes(self.clients[number], names)
 
+    @rule(
+        number=consumer_numbers,
+        limit=st.integers(min_value=1, max_value=5),
+        running=st.integers(min_value=0, max_value=PLACES),
+        on_purpose=st.booleans(),
+        comes_back=st.booleans(),
+    )
+    def crash(self, number: int, limit: int, running: int, on_purpose: bool, comes_back: bool) -> None:
+        """A process claims some and dies, or seems to. Somebody looks: what ran is charged, unless it was meant, and
+        all is given back. If it lives all the same it goes on, and what it held is stale."""
+        client = self.clients[number]
+        self.claim_and_compare(client, limit)
+        ran = client.held[:running]
+        for place, delivery in enumerate(ran):
+            client.board.cells[place] = delivery.mark
+        client.board.write_fate(Fate.ENDED_ON_PURPOSE if on_purpose else Fate.DIED, -9)
+        self.kill(client.consumer)
+        self.reap(1 - number)
+        if not on_purpose:
+            for kept in (self.alive[delivery.id] for delivery in ran):
+                kept.crashes += 1
+                kept.incidents += 1
+        self.model_gives_back(client)
+        if comes_back:
+            client.board = client.consumer.board(PLACES)
+            self.reap(number)
+        else:
+            self.clients[number] = Client(self.transport.consumer(f"consumer {number} again"))
+            self.model_subscribes(self.clients[number], client.subscribed)
+            client.consumer.close()
+
+    @rule(number=consumer_numbers)
+    def reap(self, number: int) -> None:
+        """A look for the dead. Where nobody has died nothing changes."""
+        consumer = self.clients[number].consumer
+        consumer.reap_soon()
+        assert not consumer.exchange((), 0).deliveries
+
     @rule(queue=queues, dead=st.booleans(), dice=st.integers(min_value=0, max_value=3))
     def purge(self, queue: str, dead: bool, dice: int) -> None:
         if dice:  # seldom, or there would be little left to look at
@@ -317,10 +375,17 @@ class MemoryMachine(TransportMachine):
     def make(self, folder: Path, clock: Clock) -> Any:
         return MemoryTransport(clock=clock)
 
+    def kill(self, consumer: Any) -> None:
+        consumer.abandon()
+
 
 class SqliteMachine(TransportMachine):
     def make(self, folder: Path, clock: Clock) -> Any:
         return SqliteTransport(folder / "queue.db", clock=clock)
+
+    def kill(self, consumer: Any) -> None:
+        owner = consumer._owner
+        owner._locks.unlock(owner.slot, owner)
 
 
 modest = settings(
@@ -338,4 +403,4 @@ class TestMemoryMachine(MemoryMachine.TestCase):
 
 
 class TestSqliteMachine(SqliteMachine.TestCase):
-    settings = modest
+    settings = settings(modest, max_examples=100)

@@ -50,6 +50,21 @@ def test_a_retry_that_comes_too_late(broker: StubBroker, fail_fast: bool) -> Non
 
 
 @pytest.mark.usefixtures("worker")
+def test_a_queue_that_is_paused(broker: StubBroker) -> None:
+    """While a queue is paused its messages do not run: join says so at once, and waits for them after the pause."""
+
+    @greenroom.actor
+    def put(x: int) -> None: ...
+
+    broker.pause_queue("default")
+    put.send(1)
+    with raised_within(8.0), pytest.raises(QueueStalled, match="the queue is paused"):
+        broker.join("default")
+    broker.resume_queue("default")
+    broker.join("default", timeout=9_000)
+
+
+@pytest.mark.usefixtures("worker")
 def test_a_delay_that_is_too_long(broker: StubBroker) -> None:
     """A message that was delayed beyond the timeout is named, and nothing is said of failures."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from ..clock import Clock
@@ -15,6 +15,8 @@ class ActorLike(Protocol):
     queue_name: str
     priority: int
     options: dict[str, Any]
+    #: What a worker calls.
+    run: Callable[..., Any]
 
 
 class BrokerLike(Protocol):
@@ -24,6 +26,9 @@ class BrokerLike(Protocol):
     actors: dict[str, Any]
     actor_options: set[str]
     transport: Any
+
+    @property
+    def store(self) -> Any: ...
 
     def get_actor(self, actor_name: str) -> Any: ...
 

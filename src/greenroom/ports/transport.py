@@ -14,6 +14,8 @@ import msgspec
 
 from ..board import Board
 from ..core.verdict import Verdict
+from ..errors import ConnectionClosed
+from .store import LeaseTake, StoreOp
 
 #: No trip carries more than this many settlements, or this many pushes.
 MAX_TRIP = 1000
@@ -23,7 +25,8 @@ class Envelope(msgspec.Struct, frozen=True, gc=False):
     """What is pushed.
 
     ``id`` is a storage id, fresh at every push and unlike the message's own id never seen twice. ``priority``: lower
-    is handed out sooner. ``due_ms``: not before this time (UNIX milliseconds), or None for at once.
+    is handed out sooner. ``due_ms``: not before this time (UNIX milliseconds), or None for at once. ``writes`` are
+    done for the store, in one step with the push (``Features.store``): the marker of a result that is to come.
     """
 
     queue: str
@@ -31,6 +34,29 @@ class Envelope(msgspec.Struct, frozen=True, gc=False):
     body: bytes
     priority: int = 0
     due_ms: int | None = None
+    writes: tuple[StoreOp, ...] = ()
+
+
+_encode_envelope = msgspec.msgpack.Encoder().encode
+_decode_envelope = msgspec.msgpack.Decoder(Envelope).decode
+
+
+def pack(envelope: Envelope) -> bytes:
+    """An envelope as bytes, for a store to keep until it is pushed (``SetAdd.then``). It is pushed once, so its id is
+    fresh; its ``due_ms`` is a time, not a delay."""
+    return _encode_envelope(envelope)
+
+
+def unpack(data: bytes) -> Envelope:
+    """The envelope that ``pack`` made into ``data``.
+
+    Raises:
+      ValueError: It is not one.
+    """
+    try:
+        return _decode_envelope(data)
+    except msgspec.DecodeError as e:
+        raise ValueError(f"This is no packed envelope: {e}.") from e
 
 
 class Delivery(msgspec.Struct, frozen=True, gc=False):
@@ -69,27 +95,26 @@ class Incident(msgspec.Struct, frozen=True, gc=False):
 CRASH = "WorkerCrashed"
 
 
-class StoreOp(msgspec.Struct, frozen=True):
-    """An operation of the ``Store`` port as a value, so that it can travel with a settlement."""
-
-    name: str
-    args: tuple[Any, ...]
-
-
 class Settlement(msgspec.Struct, frozen=True, gc=False):
     """What becomes of a delivery.
 
-    ``retry`` replaces it (RETRY). ``due_ms`` is when it may be claimed again (RELEASE; None: at once), ``park`` a
-    limiter key whose next free slot wakes it instead. ``push`` and ``writes`` are applied with the verdict: all or
-    nothing where the engine is transactional, else before it. ``error`` is kept with a dead letter, and in the
-    history of what is retried or released.
+    ``retry`` replaces it (RETRY). ``due_ms`` is when it may be claimed again (RELEASE; None: at once). ``push`` and
+    then ``writes`` are applied with the verdict: all or nothing where the engine is transactional, else before it.
+    ``error`` is kept with a dead letter, and in the history of what is retried or released.
+
+    ``park`` (RELEASE, without ``due_ms``) is the slot that the message was refused. The engine asks for it once more,
+    on behalf of its holder: if there is one by now the message has it and is ready. Else it stands in line, and cannot
+    be claimed, until it is the first and a slot is given back or ends; then it gets the slot, which lasts ``ttl_ms``
+    from there on, and is ready, in one step. When it asks for the slot with the same holder it has it already. So
+    nobody is woken in vain, and newcomers do not get in before the line. Parked messages count as delayed, and a purge
+    of their queue deletes them; a slot that was given to a message which never comes is free after its TTL.
     """
 
     delivery: Delivery
     verdict: Verdict
     retry: Envelope | None = None
     due_ms: int | None = None
-    park: str | None = None
+    park: LeaseTake | None = None
     push: tuple[Envelope, ...] = ()
     writes: tuple[StoreOp, ...] = ()
     error: ErrorText | None = None
@@ -111,7 +136,9 @@ class Exchange(msgspec.Struct, frozen=True):
 
 
 class Features(msgspec.Struct, frozen=True):
-    """What an engine can do: declared, never sniffed."""
+    """What an engine can do: declared, never sniffed. ``store``: there is a store that is one with it, so settlements
+    and envelopes carry ``writes``, and what is released can be parked; all else refuses these settlements. ``history``:
+    incidents are kept, and ``Consumer.history`` tells them."""
 
     delay: bool = True
     priority: bool = True
@@ -119,13 +146,24 @@ class Features(msgspec.Struct, frozen=True):
     transactional: bool = False
     wakes: bool = False
     counts_crashes: bool = False
+    history: bool = False
     counts_delayed: bool = True
     pause: bool = False
+    store: bool = False
     max_body: int | None = None
 
 
+class ConsumerClosed(ConnectionClosed):
+    """Raised by a consumer that was closed by whoever owns it. It answers nothing any more, however long one waits."""
+
+
 class Consumer(Protocol):
-    """One owner of claimed messages. Owned by the pump's thread; others may call only ``wake`` and ``extend``."""
+    """One owner of claimed messages. Owned by the pump's thread; others may call only ``wake``, ``extend`` and
+    ``reap_soon``.
+
+    An owner that seems to have died has lost all that it held: others get it. If it lives all the same, what it settles
+    of that comes back as lost, and within a second it goes on as a new owner.
+    """
 
     def subscribe(self, queues: Collection[str]) -> None:
         """Adds queues to claim from, at any time; ends a pause of theirs."""
@@ -149,18 +187,30 @@ class Consumer(Protocol):
     def wake(self) -> None:
         """Any thread, signal-safe: ends a wait, or the next one if none is going on."""
 
-    def board(self, places: int) -> Board:
-        """Where the executors say what they run; made anew at each call. Whoever gives back what this owner held, after
-        its process has died, charges what stands there with a crash."""
+    def board(self, places: int, *, parent_pid: int = 0) -> Board:
+        """Where the executors say what they run; made anew at each call.
+
+        Whoever gives back what this owner held, after its process has died, charges what stands there with a crash: one
+        more in ``Delivery.crashes``, and an incident in the history that says how the process ended. All else that it
+        held is given back as if nothing had happened, and so is all of it if the board says that it was ended on
+        purpose.
+
+        Parameters:
+          places: How many messages the process runs at a time.
+          parent_pid: Who will say on the board how the process ended, 0 if nobody will. While it lives, whoever gives
+            back waits a moment for what it says.
+        """
 
     def history(self, delivery: Delivery) -> Sequence[Incident]:
-        """What befell a delivery before, the oldest first; for the rare message that needs a closer look."""
+        """What befell a delivery before, the oldest first, the last 25 of it; nothing if it is not held any more. For
+        the rare message that needs a closer look."""
 
     def reap_soon(self) -> None:
-        """Any thread: a process of this host has died, so the next trip looks for what it held."""
+        """Any thread: a process of this host has died. Ends a wait, and the next trip looks for what it held."""
 
     def extend(self) -> None:
-        """The heartbeat, from its own thread and connection: renews this owner's lease as a whole."""
+        """Any thread, about once a second, whatever the others do: renews this owner's lease as a whole. Does nothing
+        once it is closed."""
 
     def close(self) -> None:
         """Gives back what was claimed and not settled, and ends the owner."""

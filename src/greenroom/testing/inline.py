@@ -10,17 +10,22 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from ..brokers.stub import StubBroker
+from ..composition.built_in import built_in
+from ..core.ending import Ending, Outcome
 from ..core.run import Run
 from ..core.verdict import Verdict
 from ..errors import ActorNotFound, DecodeError, Retry
 from ..message import Message
 from ..ports.transport import Delivery, Envelope, ErrorText, Settlement
+from ..runtime.endings import ask, readable_part, sealed
 from ..runtime.hook_thread import HookThread
 from ..runtime.slot import Slot
 from ..runtime.steps import Steps, run_sync
+from ..runtime.store_writer import write_now
 
 
 class InlineBroker(StubBroker):
@@ -96,11 +101,37 @@ class InlineBroker(StubBroker):
     # --- running
 
     def _run_pushed(self) -> None:
-        """Runs all that was pushed together, then raises the first exception."""
-        self._raise_first([self._run(delivery) for delivery in self._claim_pushed()])
+        """Runs all that was pushed together, and what follows from it; then raises the first exception."""
+        with self._one_deeper() as is_outermost:
+            failures = [self._run(delivery) for delivery in self._claim_pushed()]
+            if is_outermost:
+                failures += [self._run(delivery) for delivery in self._claim_followers()]
+        self._raise_first(failures)
 
     async def _arun_pushed(self) -> None:
-        self._raise_first([await self._arun(delivery) for delivery in self._claim_pushed()])
+        with self._one_deeper() as is_outermost:
+            failures = [await self._arun(delivery) for delivery in self._claim_pushed()]
+            if is_outermost:
+                failures += [await self._arun(delivery) for delivery in self._claim_followers()]
+        self._raise_first(failures)
+
+    @contextmanager
+    def _one_deeper(self) -> Iterator[bool]:
+        """Around sends inside of sends; True for the outermost of them."""
+        local = self._pushed.__dict__
+        local["depth"] = local.get("depth", 0) + 1
+        try:
+            yield local["depth"] == 1
+        finally:
+            local["depth"] -= 1
+
+    def _claim_followers(self) -> Iterator[Delivery]:
+        """Claims what was sent in one step with the end of another message: stages, members, callbacks. One after the
+        other, so that a pipeline may be as long as it likes."""
+        while self._pushed.__dict__.pop("has_followers", False):
+            self._consumer.subscribe(self.get_declared_queues())
+            while deliveries := self._consumer.exchange((), 1).deliveries:
+                yield deliveries[0]
 
     def _claim_pushed(self) -> Iterator[Delivery]:
         """Claims one after the other what was pushed last and is not delayed."""
@@ -134,10 +165,10 @@ class InlineBroker(StubBroker):
         """The run of a message, or None if it cannot be run and was dead-lettered."""
         try:
             message = Message.decode(delivery.body)
-            actor = self.get_actor(message.actor_name)
+            actor = built_in(self, message) or self.get_actor(message.actor_name)
         except (DecodeError, ActorNotFound) as e:
             reason = ErrorText(type(e).__name__, str(e))
-            self._consumer.exchange((Settlement(delivery, Verdict.DEAD, error=reason),), 0)
+            self._consumer.exchange((self._dead(Settlement(delivery, Verdict.DEAD, error=reason)),), 0)
             return None
         message.options.pop("eta", None)
         self._failures.pop(delivery.id, None)  # of the attempt before: what this run leaves there is its own
@@ -145,9 +176,25 @@ class InlineBroker(StubBroker):
         run.slot = Slot(0)
         return run
 
+    def _dead(self, settlement: Settlement) -> Settlement:
+        """With what is kept of the end of a message that cannot be run."""
+        hooks = self.hooks.ending
+        if not hooks:
+            return settlement
+        message = readable_part(settlement.delivery.body)
+        ending = Ending(self, message, settlement, Outcome.DEAD, error=settlement.error)
+        ask(ending, hooks)
+        write_now(ending)
+        return sealed(ending)
+
     def _settled(self, run: Run) -> BaseException | None:
+        if run.ending is not None:
+            write_now(run.ending)
+            run.settlement = sealed(run.ending)
         settlement: Settlement = run.settlement
         self._consumer.exchange((settlement,), 0)
+        if settlement.push or settlement.writes:
+            self._pushed.has_followers = True
         HookThread(self).tell(run)
         if settlement.verdict is Verdict.DEAD:
             return self._dead_cause(run.delivery)

@@ -19,6 +19,7 @@ from ...errors import DecodeError, QueueJoinTimeout, QueueStalled
 from ...message import Message
 from ...ports.admin import Counts, DeadLetter
 from ...ports.transport import Envelope
+from .shelf import Shelf
 from .transport import MemoryTransport
 
 #: A worker subscribes to a queue that was declared while it runs, or ends a pause, between two trips. So while any
@@ -143,10 +144,14 @@ class Lookout:
         """The earliest due time after now, of all queues; None if there is none."""
         with self._transport.changed:
             now_ms = self._clock.now_ms()
+            slot_ms = self._transport._keep.slots.next_end_ms()
+            times = [] if slot_ms is None or slot_ms <= now_ms else [slot_ms]
             heaps = [shelf.delayed for shelf in self._transport._queues.values() if shelf.delayed]
             if all(heap[0][0] > now_ms for heap in heaps):
-                return min((heap[0][0] for heap in heaps), default=None)
-            return min((due_ms for heap in heaps for due_ms, _, _ in heap if due_ms > now_ms), default=None)
+                times += [heap[0][0] for heap in heaps]
+            else:
+                times += [due_ms for heap in heaps for due_ms, _, _ in heap if due_ms > now_ms]
+            return min(times, default=None)
 
     # --- looking, under the lock
 
@@ -155,16 +160,24 @@ class Lookout:
         shelf = transport._queue(queue)
         return _Look(
             counts=shelf.counts(),
-            next_due_ms=shelf.delayed[0][0] if shelf.delayed else None,
+            next_due_ms=self._first_due_ms(shelf),
             is_served=queue in self._served(),
             has_workers=bool(transport._consumers),
             is_busy=self._is_busy(),
             first_dead=shelf.dead[0][1] if shelf.dead else None,
         )
 
+    def _first_due_ms(self, shelf: Shelf) -> int | None:
+        """When the first message that is delayed, or parked until a slot ends, may become ready."""
+        times = [shelf.delayed[0][0]] if shelf.delayed else []
+        if shelf.parked and (slot_ms := self._transport._keep.slots.next_end_ms()) is not None:
+            times.append(slot_ms)
+        return min(times, default=None)
+
     def _served(self) -> set[str]:
-        consumers = self._transport._consumers
-        return {name for consumer in consumers for name in consumer._subscribed if name not in consumer._paused}
+        transport = self._transport
+        served = {n for consumer in transport._consumers for n in consumer._subscribed if n not in consumer._paused}
+        return served - transport._paused
 
     def _is_busy(self) -> bool:
         return bool(self._transport._claimed) or not self._due().isdisjoint(self._served())
@@ -178,7 +191,7 @@ class Lookout:
         return {
             name
             for name, shelf in self._transport._queues.items()
-            if shelf.ready or (shelf.delayed and shelf.delayed[0][0] <= now_ms)
+            if shelf.ready or ((due_ms := self._first_due_ms(shelf)) is not None and due_ms <= now_ms)
         }
 
     # --- judging, and saying why
@@ -187,6 +200,8 @@ class Lookout:
         """Raises ``QueueStalled`` if waiting cannot end in time."""
         if look.is_busy:
             return
+        if patience.is_abandoned and queue in self._transport._paused:
+            raise self._stalled(queue, "the queue is paused. Resume it before joining it")
         if patience.is_abandoned:
             why = "a worker runs, but does not consume it" if look.has_workers else "no worker consumes it"
             raise self._stalled(queue, f"{why}. Start a worker that serves this queue before joining it")
@@ -205,6 +220,7 @@ class Lookout:
         shelf = self._transport._queue(queue)
         waiting: list[tuple[int | None, Envelope]] = [(None, kept.envelope) for _, _, kept in sorted(shelf.ready)]
         waiting += [(due_ms, kept.envelope) for due_ms, _, kept in sorted(shelf.delayed)]
+        waiting += [(None, kept.envelope) for kept in shelf.parked.values()]
         now_ms = self._clock.now_ms()
         lines = [f"Joining queue {queue!r} would never end: nothing runs, and {why}.", "Waiting:"]
         causes = []

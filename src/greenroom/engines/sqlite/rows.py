@@ -7,11 +7,16 @@ from collections.abc import Sequence
 from itertools import islice
 from typing import Any
 
+import msgspec
+
 from ...errors import MessageTooLarge
-from ...ports.transport import Envelope
+from ...ports.transport import Envelope, ErrorText, Incident
 from .wake import WakeFolder
 
 READY, DELAYED, CLAIMED = 2, 3, 4
+
+#: When a parked message is due: it is delayed until somebody wakes it.
+NEVER_MS = 2**62
 
 #: The lease of a message that nobody has claimed.
 FREE = 2**62
@@ -27,6 +32,11 @@ def lease_of(owner: int, trip: int) -> int:
 def leases_of(owner: int) -> tuple[int, int]:
     """The first and the last lease that ``owner`` can have."""
     return lease_of(owner, 0), lease_of(owner + 1, 0) - 1
+
+
+def owner_of(lease: int) -> int:
+    """Whose ``lease`` it is."""
+    return (lease - _LEASE_BASE) >> _TRIP_BITS
 
 
 _COLUMNS = "insert into message (id, queue, priority, state, due_ms, body) values "
@@ -81,3 +91,40 @@ def ring(wake: WakeFolder, batch: Sequence[Envelope]) -> None:
             due_ms = envelope.due_ms
     if due_ms is not None:
         wake.ring(due_ms)
+
+
+class _Entry(msgspec.Struct, frozen=True, omit_defaults=True):
+    """An incident as it lies in the column ``history``."""
+
+    at_ms: int
+    attempt: int
+    type: str | None = None
+    message: str = ""
+    traceback: str = ""
+
+
+#: How many incidents a history holds, the last ones.
+HISTORY_LENGTH = 25
+#: A history with one more entry, whose JSON is the parameter.
+LONGER_HISTORY = (
+    f"json_insert(case when json_array_length(history) >= {HISTORY_LENGTH} then json_remove(history, '$[0]')"
+    " else coalesce(history, '[]') end, '$[#]', json(?))"
+)
+
+_encode_entry = msgspec.json.Encoder().encode
+_decode_entries = msgspec.json.Decoder(list[_Entry]).decode
+
+
+def entry_of(incident: Incident) -> str:
+    """An incident as one element of the column ``history``."""
+    error = incident.error
+    texts = () if error is None else (error.type, error.message, error.traceback)
+    return _encode_entry(_Entry(incident.at_ms, incident.attempt, *texts)).decode()
+
+
+def incidents_of(history: str | None) -> list[Incident]:
+    """The column ``history``, the oldest first."""
+    return [
+        Incident(e.at_ms, e.attempt, None if e.type is None else ErrorText(e.type, e.message, e.traceback))
+        for e in _decode_entries(history or "[]")
+    ]

@@ -45,9 +45,67 @@ create table owner (
 );
 
 -- Version 2 adds all that follows. A file of version 1 gets it by the same statements.
+-- They may run more than once on a file (see `migrations`), so each says `if not exists`.
 
 -- Queues from which nobody claims.
-create table paused (
+create table if not exists paused (
     queue    text    primary key,
     since_ms integer not null
+) without rowid;
+
+-- To look a dead letter up, and to go through all of them by their age.
+create index if not exists dead_by_id   on dead (id);
+create index if not exists dead_by_time on dead (died_ms);
+
+-- The store. What has expired is not seen any more, and is deleted later, by anybody.
+-- Values, counters and the times of grants. A key has parts: one, 0, if it is no list. Keys that begin with a time keep
+-- what is written together on few pages: a result then costs 3 us, with random keys 15.
+create table if not exists value (
+    key    text    not null,
+    part   integer not null,
+    value  blob    not null,
+    end_ms integer,
+    primary key (key, part)
+) without rowid;
+create index if not exists value_ending on value (end_ms) where end_ms is not null;
+
+-- Slots that are taken, until they are given back or end.
+create table if not exists slot (
+    fence  integer primary key autoincrement,
+    key    text    not null,
+    holder text    not null,
+    end_ms integer not null,
+    unique (key, holder)
+);
+create index if not exists slot_ending on slot (end_ms);
+
+-- Who stands in line for a slot: messages that are delayed until due_ms = 2^62, and what they ask for.
+create table if not exists parked (
+    place  integer primary key,
+    seq    integer not null unique,
+    key    text    not null,
+    holder text    not null,
+    slots  integer not null,
+    ttl_ms integer not null
+);
+create index if not exists parked_by_key on parked (key, place);
+
+-- Sets. `plan` is what their completion does. One that was dropped has no key and waits for the purge.
+create table if not exists gathering (
+    id      integer primary key autoincrement,
+    key     text    unique,
+    total   integer not null default 0,
+    missing integer not null default 0,
+    failed  integer not null default 0,
+    plan    blob,
+    end_ms  integer
+);
+create index if not exists gathering_ending on gathering (end_ms) where end_ms is not null;
+
+-- A member stays when it is removed, as done (1) or failed (2): so nobody can add or remove it a second time.
+create table if not exists member (
+    gathering integer not null,
+    name      text    not null,
+    outcome   integer not null default 0,
+    primary key (gathering, name)
 ) without rowid;

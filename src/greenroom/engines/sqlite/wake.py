@@ -24,7 +24,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from ...clock import SYSTEM_CLOCK
-from .database import folder_mode
+from .descriptor import Descriptor
+from .queue_file import folder_mode
 
 #: How many processes can be woken; more may wait, and look once a second.
 SLOTS = 64
@@ -37,24 +38,30 @@ _NOBODY = bytes(_BOARD_BYTES)
 _RETRY_S = 0.5
 
 
+def make_folder(path: Path, mode: int) -> None:
+    """Makes the folder for files of ``mode``, if it is not there."""
+    if not path.is_dir():
+        path.mkdir(exist_ok=True)
+        path.chmod(folder_mode(mode))
+
+
 class WakeFolder:
     """The folder, and the sender's side. One a process and queue file; any thread may ``ring``."""
 
     def __init__(self, path: Path, mode: int) -> None:
         self.path = path
         self._mode = mode
-        self._writers: dict[int, int] = {}
+        self._writers: dict[int, Descriptor] = {}
         self._silent_until: dict[int, float] = {}
         # guards: no thread writes to a descriptor that another one closes. The writes never block.
         self._writing = threading.Lock()
-        if not path.is_dir():
-            path.mkdir(exist_ok=True)
-            path.chmod(folder_mode(mode))
+        make_folder(path, mode)
         descriptor = os.open(path / "board", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, mode)
         try:
             if os.fstat(descriptor).st_size < _BOARD_BYTES:
                 os.fchmod(descriptor, mode)
-                os.ftruncate(descriptor, _BOARD_BYTES)
+                # Written, not merely made as long: where the disk is full this fails, and a store later would kill.
+                os.write(descriptor, _NOBODY)
             self._map = mmap.mmap(descriptor, _BOARD_BYTES)
         finally:
             os.close(descriptor)
@@ -74,20 +81,21 @@ class WakeFolder:
             return
         with self._writing:
             try:
-                os.write(self._writer(slot), b"!")
+                os.write(self._writer(slot).number, b"!")
             except BlockingIOError:
                 pass  # full of wake-ups already
             except OSError:  # nobody reads: died without clearing its place
                 self._silent_until[slot] = now + _RETRY_S
                 stale = self._writers.pop(slot, None)
                 if stale is not None:
-                    os.close(stale)
+                    stale.close()
 
-    def _writer(self, slot: int) -> int:
+    def _writer(self, slot: int) -> Descriptor:
         writer = self._writers.get(slot)
         if writer is None:
             path = self.path / str(slot)
-            writer = self._writers[slot] = os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            flags = os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC
+            writer = self._writers[slot] = Descriptor(os.open(path, flags))
         return writer
 
     def clear(self, slot: int) -> None:
@@ -95,7 +103,7 @@ class WakeFolder:
         if slot < SLOTS:
             self.board[slot] = 0
 
-    def fifo(self, slot: int) -> int | None:
+    def fifo(self, slot: int) -> Descriptor | None:
         """A descriptor to wait on for the wake-ups of ``slot``, or None where there can be none."""
         if slot >= SLOTS:
             return None
@@ -107,28 +115,35 @@ class WakeFolder:
             except FileExistsError:
                 pass
         # Opened for writing, too, so that it never reports an end of file between two senders.
-        return os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+        return Descriptor(os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC))
 
     def close(self) -> None:
         """Closes the descriptors of the sender's side."""
         with self._writing:
             for writer in self._writers.values():
-                os.close(writer)
+                writer.close()
             self._writers.clear()
 
 
 class Waiter:
     """One owner's side: a FIFO that senders ring and a pipe that its own process rings."""
 
+    _writer: Descriptor | None = None
+
     def __init__(self, folder: WakeFolder, slot: int) -> None:
         self._folder = folder
         self._slot = slot
-        self._fifo = folder.fifo(slot)
-        self._pipe_r, self._pipe_w = os.pipe()
-        os.set_blocking(self._pipe_r, False)
-        os.set_blocking(self._pipe_w, False)
+        reader, writer = os.pipe()
+        os.set_blocking(reader, False)
+        os.set_blocking(writer, False)
+        self._reader, self._writer = Descriptor(reader), Descriptor(writer)
+        try:
+            self._fifo = folder.fifo(slot)
+        except OSError:
+            self._reader.close()
+            raise
         self._poll = select.poll()
-        self._poll.register(self._pipe_r, select.POLLIN)
+        self._poll.register(reader, select.POLLIN)
         if self._fifo is not None:
             self._poll.register(self._fifo, select.POLLIN)
 
@@ -142,26 +157,30 @@ class Waiter:
         if self._fifo is not None:
             self._folder.board[self._slot] = 0
 
-    def wait(self, timeout_s: float) -> None:
-        """Waits to be rung, at most ``timeout_s``, and swallows all that rang."""
-        for descriptor, _event in self._poll.poll(max(0.0, timeout_s) * 1000):
-            try:
-                os.read(descriptor, 65536)
-            except BlockingIOError:
-                pass
+    def wait(self, timeout_s: float) -> bool:
+        """Waits to be rung, at most ``timeout_s``, and swallows all that rang. False if it cannot wait any more,
+        because somebody else has closed what it waits on."""
+        for number, event in self._poll.poll(max(0.0, timeout_s) * 1000):
+            if event & select.POLLNVAL:
+                return False
+            with suppress(OSError):  # nothing there any more
+                os.read(number, 65536)
+        return True
 
     def ring(self) -> None:
         """Any thread, signal-safe: ends the wait, or the next one."""
-        with suppress(BlockingIOError, BrokenPipeError):  # full of wake-ups already, or closed
-            os.write(self._pipe_w, b"!")
+        with suppress(OSError):  # full of wake-ups already, or closed
+            if self._writer is not None:
+                os.write(self._writer.number, b"!")
 
     def close(self) -> None:
         """Withdraws and closes the descriptors."""
         self.withdraw()
-        for descriptor in (self._pipe_r, self._fifo):
+        for descriptor in (self._reader, self._fifo):
             if descriptor is not None:
-                os.close(descriptor)
+                descriptor.close()
 
     def __del__(self) -> None:
         # Not in `close`: another thread may ring later, and must not write into whatever has the number then.
-        os.close(self._pipe_w)
+        if self._writer is not None:
+            self._writer.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
@@ -14,6 +15,7 @@ from ...clock import SYSTEM_CLOCK, Clock
 from ...core.verdict import Verdict
 from ...names import new_storage_id
 from ...ports.admin import Admin
+from ...ports.store import StoreOp
 from ...ports.transport import MAX_TRIP, Consumer, Delivery, Envelope, ErrorText, Exchange, Settlement, Transport
 from ..clock import ManualClock
 
@@ -63,6 +65,12 @@ class TransportKit:
         if limit is None:
             pytest.skip("features.max_body is None and unstorable() is not written")
         return envelope(b"x" * (limit + 1))
+
+    def _needs_fork(self) -> None:
+        if not self.forks:
+            pytest.skip("a forked child does not reach the same messages")
+        if not hasattr(os, "fork"):
+            pytest.skip("the platform cannot fork")
 
     @pytest.fixture
     def clock(self) -> ManualClock:
@@ -149,9 +157,9 @@ def settle(consumer: Consumer, *settlements: Settlement) -> Exchange:
         consumer.wait(0.02)
 
 
-def ack(delivery: Delivery, *push: Envelope) -> Settlement:
+def ack(delivery: Delivery, *push: Envelope, writes: tuple[StoreOp, ...] = ()) -> Settlement:
     """Done, and ``push`` goes out with it."""
-    return Settlement(delivery, Verdict.ACK, push=push)
+    return Settlement(delivery, Verdict.ACK, push=push, writes=writes)
 
 
 def dead(delivery: Delivery, error: ErrorText | None = None, *push: Envelope) -> Settlement:
@@ -186,3 +194,26 @@ def drain(consumer: Consumer, within_s: float = DEADLINE_S) -> list[bytes]:
         if not held and nothing_comes(consumer):
             return found
     raise AssertionError(f"messages still came after {within_s} s")
+
+
+def killed(transport: Transport, *wanted: bytes, queue: str = QUEUE, error: ErrorText | None = None) -> list[Envelope]:
+    """Pushes a message for each body and lets them die one after the other; the envelopes, in that order."""
+    sent = envelopes(*wanted, queue=queue)
+    transport.push(sent)
+    consumer = consumer_of(transport, queue)
+    for _ in sent:
+        settle(consumer, dead(claim_one(consumer), error))
+    consumer.close()
+    return sent
+
+
+def needs_crashes(transport: Transport) -> None:
+    """Skips the test if the engine does not count crashes."""
+    if not transport.features.counts_crashes:
+        pytest.skip("the engine counts no crashes")
+
+
+def needs_pause(transport: Transport) -> None:
+    """Skips the test if the engine cannot pause queues."""
+    if not transport.features.pause:
+        pytest.skip("the engine cannot pause a queue for everybody")

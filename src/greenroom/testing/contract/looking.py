@@ -1,11 +1,12 @@
-"""The contract of the optional ``Admin``: counts, dead letters, purging."""
+"""The contract of the optional ``Admin``: counts, dead letters, peeking, purging."""
 
 from __future__ import annotations
 
 import pytest
 
-from ...ports.admin import Counts
-from ...ports.transport import ErrorText, Transport
+from ...core.verdict import Verdict
+from ...ports.admin import STATES, Counts, Peeked, State
+from ...ports.transport import ErrorText, Incident, Settlement, Transport
 from ..clock import ManualClock
 from .kit import (
     QUEUE,
@@ -19,6 +20,7 @@ from .kit import (
     envelope,
     envelopes,
     nothing_comes,
+    release,
     settle,
 )
 
@@ -86,6 +88,111 @@ class AdminContract(TransportKit):
         assert [letter.body for letter in admin.dead("a")] == [b"3", b"1"]
         assert [letter.body for letter in admin.dead(limit=2)] == [b"3", b"2"]
         assert admin.dead("unheard") == []
+
+    # Peeking
+
+    def test_peek_shows_a_queue_in_the_order_of_its_turns(self, transport: Transport, clock: ManualClock) -> None:
+        """What is claimed comes first, then what is ready by its turns, then what is delayed by its due times; all of
+        one queue."""
+        admin = self.admin(transport)
+        now_ms = clock.now_ms()
+        transport.push([*envelopes(b"claimed", b"ready 1", b"ready 2"), envelope(b"other", "other")])
+        claim_one(consumer_of(transport))
+        expected: list[tuple[bytes, str, int | None]] = [
+            (b"claimed", "claimed", None),
+            (b"ready 1", "ready", None),
+            (b"ready 2", "ready", None),
+        ]
+        if transport.features.priority:
+            transport.push([envelope(b"urgent", priority=-1)])
+            expected.insert(1, (b"urgent", "ready", None))
+        if transport.features.delay and transport.features.counts_delayed:
+            transport.push([envelope(b"late", due_ms=now_ms + 2000), envelope(b"later", due_ms=now_ms + 3000)])
+            transport.push([envelope(b"soon", due_ms=now_ms + 1000)])
+            expected += [(b"soon", "delayed", now_ms + 1000), (b"late", "delayed", now_ms + 2000)]
+            expected += [(b"later", "delayed", now_ms + 3000)]
+        assert [(p.body, p.state, p.due_ms) for p in admin.peek(QUEUE)] == expected
+        assert [p.queue for p in admin.peek("other")] == ["other"]
+        assert admin.peek("unheard") == []
+
+    @pytest.mark.parametrize("state", STATES)
+    def test_peek_at_one_state(self, transport: Transport, clock: ManualClock, state: State) -> None:
+        """Asked for one state, it shows that one."""
+        transport.push(envelopes(b"claimed", b"ready"))
+        claim_one(consumer_of(transport))
+        if transport.features.delay and transport.features.counts_delayed:
+            transport.push([envelope(b"delayed", due_ms=clock.now_ms() + 1000)])
+        elif state == "delayed":
+            pytest.skip("the engine does not show what is delayed")
+        assert [p.body.decode() for p in self.admin(transport).peek(QUEUE, state=state)] == [state]
+
+    def test_peek_tells_what_is_known(self, transport: Transport) -> None:
+        """A message is shown with its id, its priority, how often it was claimed, and by whom."""
+        admin = self.admin(transport)
+        sent = envelope(b"\xff", priority=3 if transport.features.priority else 0)
+        transport.push([sent])
+        (waiting,) = admin.peek(QUEUE)
+        assert (waiting.id, waiting.body, waiting.priority) == (sent.id, sent.body, sent.priority)
+        assert (waiting.attempt, waiting.crashes, waiting.owner, waiting.last) == (0, 0, "", None)
+        consumer = consumer_of(transport, owner="somebody")
+        delivery = claim_one(consumer)
+        (held,) = admin.peek(QUEUE)
+        assert (held.id, held.priority, held.attempt) == (sent.id, sent.priority, 1)
+        assert "somebody" in held.owner
+        settle(consumer, release(delivery))
+        assert [(p.state, p.attempt, p.owner) for p in admin.peek(QUEUE)] == [("ready", 1, "")]
+
+    def test_peek_tells_what_befell_last(self, transport: Transport, clock: ManualClock) -> None:
+        """A retry is shown with the failure that it follows."""
+        if not transport.features.history:
+            pytest.skip("the engine keeps no history")
+        transport.push(envelopes(b"1"))
+        consumer = consumer_of(transport)
+        clock.advance_ms(7)
+        error = ErrorText("ValueError", "no", "Traceback\n  ...")
+        settle(consumer, Settlement(claim_one(consumer), Verdict.RETRY, retry=envelope(b"2"), error=error))
+        (waiting,) = self.admin(transport).peek(QUEUE)
+        assert waiting.last == Incident(clock.now_ms(), 1, error)
+
+    def test_peek_changes_nothing(self, transport: Transport) -> None:
+        """What was looked at is claimed as if nobody had looked."""
+        transport.push(envelopes(b"1", b"2"))
+        for _ in range(3):
+            self.admin(transport).peek(QUEUE)
+        got = claim(consumer_of(transport), 2)
+        assert [(delivery.body, delivery.attempt, delivery.redelivered) for delivery in got] == [
+            (b"1", 1, False),
+            (b"2", 1, False),
+        ]
+
+    @pytest.mark.parametrize("size", [1, 2, 5, 100])
+    def test_pages_of_a_queue(self, transport: Transport, clock: ManualClock, size: int) -> None:
+        """Page after page shows every message once, through all states, also when what was shown last is gone."""
+        admin = self.admin(transport)
+        transport.push([envelope(b"%d" % i, priority=i % 3 if transport.features.priority else 0) for i in range(9)])
+        if transport.features.delay and transport.features.counts_delayed:
+            transport.push([envelope(b"d%d" % i, due_ms=clock.now_ms() + 1000 + i % 2) for i in range(5)])
+        consumer = consumer_of(transport)
+        held = {delivery.id: delivery for delivery in claim(consumer, 4)}
+        everything = admin.peek(QUEUE)
+        seen: list[Peeked] = []
+        while page := admin.peek(QUEUE, limit=size, after=seen[-1].place if seen else None):
+            assert len(page) <= size
+            seen += page
+            if page[-1].id in held:
+                settle(consumer, ack(held[page[-1].id]))
+        assert [p.body for p in seen] == [p.body for p in everything]
+        assert len(everything) == len({p.id for p in everything}) >= 9
+
+    def test_a_page_of_one_state(self, transport: Transport) -> None:
+        """A place of one state is where another one begins that comes later, and the end of one that came sooner."""
+        admin = self.admin(transport)
+        transport.push(envelopes(b"1", b"2", b"3"))
+        claim_one(consumer_of(transport))
+        first, second, _ = admin.peek(QUEUE)
+        assert [p.body for p in admin.peek(QUEUE, state="ready", after=first.place)] == [b"2", b"3"]
+        assert [p.body for p in admin.peek(QUEUE, state="ready", after=second.place)] == [b"3"]
+        assert admin.peek(QUEUE, state="claimed", after=second.place) == []
 
     def test_purge(self, transport: Transport, clock: ManualClock) -> None:
         """Purging deletes what is ready or delayed of one queue, and nothing else."""

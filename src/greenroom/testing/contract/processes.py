@@ -7,11 +7,22 @@ import signal
 import traceback
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 
-import pytest
-
+from ...board import Board, Fate
 from ...ports.transport import Transport
-from .kit import TransportKit, ack, claim, claim_one, consumer_of, drain, envelopes, nothing_comes, settle
+from .kit import (
+    TransportKit,
+    ack,
+    claim,
+    claim_one,
+    consumer_of,
+    drain,
+    envelopes,
+    needs_crashes,
+    nothing_comes,
+    settle,
+)
 
 #: Seconds after which a child that hangs is killed by its own alarm.
 CHILD_LIMIT_S = 30
@@ -84,11 +95,75 @@ class ProcessContract(TransportKit):
         assert nothing_comes(consumer_of(live))
         assert settle(consumer, ack(delivery)).settled
 
-    def _needs_fork(self) -> None:
-        if not self.forks:
-            pytest.skip("a forked child does not reach the same messages")
-        if not hasattr(os, "fork"):
-            pytest.skip("the platform cannot fork")
+    # Crashes
+
+    def test_a_killed_process_is_charged(self, live: Transport, tmp_path: Path) -> None:
+        """What a process ran when it was killed is charged, what it held is not; whoever started it says how it
+        ended, and that is kept."""
+        self._needs_fork()
+        needs_crashes(live)
+        live.push(envelopes(b"ran", b"held"))
+        note = tmp_path / "board"
+
+        def work() -> None:
+            consumer = consumer_of(live)
+            board = consumer.board(1, parent_pid=os.getppid())
+            board.cells[0] = claim(consumer, 2)[0].mark
+            note.write_text(str(board.path))
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        in_child(work, expected=-signal.SIGKILL)
+        board = Board.open(Path(note.read_text()))
+        assert board is not None
+        board.write_fate(Fate.DIED, -signal.SIGKILL)
+        heir = consumer_of(live)
+        again = claim(heir, 2, within_s=self.recovery_s)
+        assert [(delivery.body, delivery.crashes) for delivery in again] == [(b"ran", 1), (b"held", 0)]
+        if live.features.history:
+            (incident,) = heir.history(again[0])
+            assert incident.error is not None
+            assert "SIGKILL" in incident.error.message
+
+    def test_a_silent_parent_is_not_waited_for_long(self, live: Transport) -> None:
+        """Whoever started a process lives and says nothing: what it held comes back all the same, and is charged."""
+        self._needs_fork()
+        needs_crashes(live)
+        live.push(envelopes(b"1"))
+
+        def work() -> None:
+            consumer = consumer_of(live)
+            board = consumer.board(1, parent_pid=os.getppid())
+            board.cells[0] = claim_one(consumer).mark
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        in_child(work, expected=-signal.SIGKILL)
+        (again,) = claim(consumer_of(live), 1, within_s=self.recovery_s)
+        assert (again.body, again.crashes) == (b"1", 1)
+
+    def test_a_fork_does_not_write_for_its_parent(self, live: Transport) -> None:
+        """A task's child clears no cell of its parent's, renews nothing and gives nothing back on its behalf."""
+        self._needs_fork()
+        needs_crashes(live)
+        live.push(envelopes(b"1"))
+
+        def work() -> None:
+            consumer = consumer_of(live)
+            board = consumer.board(1)
+            board.cells[0] = claim_one(consumer).mark
+
+            def meddle() -> None:
+                board.cells[0] = 0
+                board.write_fate(Fate.ENDED_ON_PURPOSE)
+                consumer.extend()
+                consumer.reap_soon()
+                consumer.close()
+
+            in_child(meddle)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        in_child(work, expected=-signal.SIGKILL)
+        (again,) = claim(consumer_of(live), 1, within_s=self.recovery_s)
+        assert (again.body, again.crashes) == (b"1", 1)
 
 
 def in_child(work: Callable[[], object], *, expected: int = 0) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from .acting import ActingContract
 from .claiming import ClaimingContract
+from .crashing import CrashingContract
 from .lifecycle import LifecycleContract
 from .looking import AdminContract
 from .processes import ProcessContract
@@ -11,7 +13,14 @@ from .waiting import WaitingContract
 
 
 class TransportContract(
-    ClaimingContract, SettlingContract, AdminContract, WaitingContract, LifecycleContract, ProcessContract
+    ClaimingContract,
+    SettlingContract,
+    AdminContract,
+    ActingContract,
+    WaitingContract,
+    LifecycleContract,
+    CrashingContract,
+    ProcessContract,
 ):
     """All that an engine has to do. Subclass it, call the subclass ``Test...``, and say in ``make`` how to make one.
 

@@ -13,6 +13,7 @@ import pytest
 from ...clock import SYSTEM_CLOCK
 from ...ports.transport import MAX_TRIP, Consumer, Transport
 from .kit import (
+    QUEUE,
     TransportKit,
     ack,
     bodies,
@@ -22,6 +23,9 @@ from .kit import (
     drain,
     envelope,
     envelopes,
+    killed,
+    needs_pause,
+    nothing_comes,
     release,
     settle,
 )
@@ -155,6 +159,35 @@ class WaitingContract(TransportKit):
         consumer.pause(["paused"])
         consumer.exchange((), MAX_TRIP)
         assert max(_duration_s(lambda: consumer.wait(0.2)) for _ in range(4)) > 0.15
+
+    def test_a_dead_letter_that_is_put_back_ends_a_wait(self, live: Transport) -> None:
+        """Who waits is woken by a dead letter that goes back into its queue."""
+        _needs_wakes(live)
+        (sent,) = killed(live, b"1")
+        consumer = consumer_of(live)
+        consumer.exchange((), MAX_TRIP)
+        with _later(lambda: self.admin(live).move({sent.id: envelope(b"again")})):
+            assert _first_news(consumer) == [b"again"]
+
+    def test_a_queue_that_is_paused_for_all_does_not_end_a_wait(self, live: Transport) -> None:
+        """While everybody is kept from a queue, what is ready in it ends no wait."""
+        needs_pause(live)
+        live.push(envelopes(b"1"))
+        self.admin(live).pause([QUEUE])
+        consumer = consumer_of(live)
+        assert nothing_comes(consumer)
+        assert max(_duration_s(lambda: consumer.wait(0.2)) for _ in range(4)) > 0.15
+
+    def test_the_end_of_a_pause_ends_a_wait(self, live: Transport) -> None:
+        """Who waits is woken when a queue is resumed."""
+        needs_pause(live)
+        _needs_wakes(live)
+        live.push(envelopes(b"1"))
+        self.admin(live).pause([QUEUE])
+        consumer = consumer_of(live)
+        assert nothing_comes(consumer)
+        with _later(lambda: self.admin(live).resume([QUEUE])):
+            assert _first_news(consumer) == [b"1"]
 
     def test_threads_share_a_transport(self, live: Transport) -> None:
         """Any thread may push and have a consumer of its own; every message is claimed exactly once."""
