@@ -23,6 +23,9 @@ _PUBLIC = {
     "MessageProxy": "broker",
     "get_broker": "broker",
     "set_broker": "broker",
+    # composition
+    "group": "composition",
+    "pipeline": "composition",
     # encoding
     "Encoder": "encoder",
     "JSONEncoder": "encoder",
@@ -56,7 +59,8 @@ _PUBLIC = {
 
 #: Modules that are attributes of the package without being imported first, as in ``dramatiq.middleware.Retries``.
 _MODULES = frozenset(
-    "asyncio broker brokers common encoder errors generic logging message middleware threading worker".split()
+    "asyncio broker brokers common composition encoder errors generic logging message middleware results threading "
+    "worker".split()
 )
 
 __all__ = ["Actor", "actor", *_PUBLIC, "__version__"]  # noqa: PLE0604  # names of the table above
@@ -67,6 +71,8 @@ if TYPE_CHECKING:
     from .broker import MessageProxy as MessageProxy
     from .broker import get_broker as get_broker
     from .broker import set_broker as set_broker
+    from .composition import group as group
+    from .composition import pipeline as pipeline
     from .encoder import Encoder as Encoder
     from .encoder import JSONEncoder as JSONEncoder
     from .encoder import PickleEncoder as PickleEncoder
@@ -119,4 +125,18 @@ def _default_broker() -> Any:
     return from_url(url) if url else SqliteBroker()
 
 
+def _results_backend() -> Any:
+    from .broker import get_broker
+
+    return get_broker().get_results_backend()
+
+
+def _make_pipeline(left: Any, right: Any) -> Any:
+    from .composition import pipeline
+
+    return pipeline([left, right])
+
+
 _seams.default_broker = _default_broker
+_seams.make_pipeline = _make_pipeline
+_seams.results_backend = _results_backend

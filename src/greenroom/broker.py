@@ -5,19 +5,27 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from itertools import islice
 from typing import Any
 
 from . import seams
 from .clock import SYSTEM_CLOCK, Clock
+from .core.chunks import InChunks
 from .core.hooks import HookTable
-from .core.options import near_name, undefined_options_error
+from .core.options import (
+    OWN_ACTOR_OPTIONS,
+    OWN_MESSAGE_OPTIONS,
+    check_max_crashes,
+    near_name,
+    undefined_options_error,
+)
 from .core.run import MessageProxy
+from .core.suspects import DEFAULT_MAX_CRASHES
 from .core.unknown_actor import DEFAULT_TTL_MS
 from .errors import ActorNotFound, MiddlewareError
 from .logging import get_logger
 from .message import MAX_MESSAGE_BYTES, Message
 from .middleware import Middleware, default_middleware
+from .middleware.middleware_list import MiddlewareList
 from .names import dq_name, q_name
 from .ports.transport import Envelope
 
@@ -25,23 +33,6 @@ __all__ = ["Broker", "Consumer", "MessageProxy", "get_broker", "set_broker"]
 
 #: How many messages ``enqueue_many`` hands over at a time.
 CHUNK = 1000
-
-#: Options of messages that no middleware lists: the library's own.
-_MESSAGE_OPTIONS = frozenset(
-    (
-        "broker_priority",
-        "delay",
-        "eta",
-        "group_completion_callbacks",
-        "group_completion_uuid",
-        "pipe_target",
-        "priority",
-        "redis_message_id",
-        "requeue_timestamp",
-        "retries",
-        "traceback",
-    )
-)
 
 #: What workers listen for: brokers of a user's own have to emit these, too.
 _DECLARES = frozenset(("declare_queue", "declare_delay_queue"))
@@ -91,11 +82,16 @@ class Broker:
       max_message_bytes: The largest encoded message that is accepted; 16 MiB by default.
       strict_options: If True, a message option that nobody knows raises instead of warning.
       unknown_actor_ttl_ms: How long a message is kept trying whose actor no worker knows; 15 minutes by default.
+      max_crashes: After how many crashes of the workers that ran it a message is dead-lettered, for actors and messages
+        that say nothing; 3 by default, None for never. Engines that see no crashes count none.
       clock: What the broker and its workers take for the time.
     """
 
     #: The engine below; None for a broker of a user's own, whose ``consume`` a worker calls.
     transport: Any = None
+    #: The engine's own ``Store``, where what is kept beside messages is written in one step with them; None if this
+    #: broker has none.
+    store: Any = None
 
     def __init__(
         self,
@@ -104,23 +100,26 @@ class Broker:
         max_message_bytes: int = MAX_MESSAGE_BYTES,
         strict_options: bool = False,
         unknown_actor_ttl_ms: int = DEFAULT_TTL_MS,
+        max_crashes: int | None = DEFAULT_MAX_CRASHES,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
+        check_max_crashes("max_crashes", max_crashes)
         self.logger = get_logger(type(self).__module__, type(self))
         self.actors: dict[str, Any] = {}
         self.queues: Any = {}
         self.delay_queues: set[str] = set()
-        self.actor_options: set[str] = set()
+        self.actor_options: set[str] = set(OWN_ACTOR_OPTIONS)
         self.max_message_bytes = max_message_bytes
         self.strict_options = strict_options
         self.unknown_actor_ttl_ms = unknown_actor_ttl_ms
+        self.max_crashes = max_crashes
         self.clock = clock
         #: Called with the name of each queue that is declared; workers listen here.
         self.queue_listeners: list[Callable[[str], None]] = []
         #: Actors whose results were discarded, because a warning of it is enough.
         self.returned_in_vain: set[Any] = set()
         self._hooks: HookTable | None = None
-        self._middleware = _MiddlewareList([], self._forget_hooks)
+        self._middleware = MiddlewareList([], self._forget_hooks)
         if middleware is None:
             middleware = [m() for m in default_middleware]
         for m in middleware:
@@ -135,7 +134,7 @@ class Broker:
 
     @middleware.setter
     def middleware(self, middleware: Iterable[Middleware]) -> None:
-        self._middleware = _MiddlewareList(middleware, self._forget_hooks)
+        self._middleware = MiddlewareList(middleware, self._forget_hooks)
         self._forget_hooks()
 
     @property
@@ -300,16 +299,10 @@ class Broker:
           Exception: What the broker or a middleware raised, with ``accepted`` and ``index`` set on it: how many
             messages were accepted, and the position of the first item of the chunk that was not.
         """
-        accepted = 0
-        iterator = iter(messages)
-        try:
-            while chunk := list(islice(iterator, CHUNK)):
+        with InChunks(messages, CHUNK) as chunks:
+            for chunk in chunks:
                 self._enqueue_chunk(chunk, delay)
-                accepted += len(chunk)
-        except Exception as e:
-            e.accepted = e.index = accepted  # type: ignore[attr-defined]  # documented above
-            raise
-        return accepted
+        return chunks.accepted
 
     def _enqueue_chunk(self, chunk: list[Message[Any]], delay: Any) -> None:
         for message in chunk:
@@ -323,16 +316,10 @@ class Broker:
 
     async def aenqueue_many(self, messages: Iterable[Message[Any]], *, delay: Any = None) -> int:
         """``enqueue_many`` for coroutines. Raises as that does."""
-        accepted = 0
-        iterator = iter(messages)
-        try:
-            while chunk := list(islice(iterator, CHUNK)):
+        with InChunks(messages, CHUNK) as chunks:
+            for chunk in chunks:
                 await self._aenqueue_chunk(chunk, delay)
-                accepted += len(chunk)
-        except Exception as e:
-            e.accepted = e.index = accepted  # type: ignore[attr-defined]  # documented above
-            raise
-        return accepted
+        return chunks.accepted
 
     async def _aenqueue_chunk(self, chunk: list[Message[Any]], delay: Any) -> None:
         for message in chunk:
@@ -340,10 +327,12 @@ class Broker:
 
     def check_message_options(self, message: Message[Any]) -> None:
         """Warns (or with ``strict_options`` raises ``ValueError``) about options that look misspelt."""
-        unknown = message.options.keys() - self.actor_options - _MESSAGE_OPTIONS
+        if OWN_MESSAGE_OPTIONS.issuperset(message.options):
+            return
+        unknown = message.options.keys() - self.actor_options - OWN_MESSAGE_OPTIONS
         if not unknown:
             return
-        known = self.actor_options | _MESSAGE_OPTIONS
+        known = self.actor_options | OWN_MESSAGE_OPTIONS
         for m in self._middleware:
             known |= getattr(m, "message_options", set())
         for name in unknown - known:
@@ -389,18 +378,53 @@ class Broker:
         """
         raise NotImplementedError
 
-    def wait_for_worker(self, queue_name: str) -> None:
+    def wait_for_worker(self, queue_name: str, check: Callable[[], object]) -> None:
         """What ``Worker.join`` calls for each of its queues: ``join``, here. Brokers for tests keep actors' exceptions
-        out of it."""
+        out of it.
+
+        Parameters:
+          queue_name: The queue.
+          check: Raises when waiting has become vain, because the worker has failed; called now and then by brokers that
+            can.
+        """
+        check()
         self.join(queue_name)
 
     def get_results_backend(self) -> Any:
         """The backend of the ``Results`` middleware; ``RuntimeError`` if there is none."""
+        from .results import Results  # most programs never ask
+
         for m in self._middleware:
-            backend = getattr(m, "backend", None)
-            if type(m).__name__ == "Results" and backend is not None:
-                return backend
-        raise RuntimeError("The broker doesn't have a results backend.")
+            if isinstance(m, Results):
+                return m.backend_for(self)
+        raise RuntimeError("The broker doesn't have a results backend: add the Results middleware.")
+
+    def get_result(self, message_id: str, *, block: bool = False, timeout: int | None = None) -> Any:
+        """The result of the message of that id, from any process.
+
+        Parameters:
+          message_id: The id; or the message, for backends that do not find results by the id alone.
+          block: Wait for the result to be there.
+          timeout: Milliseconds to wait at the most; 10 000 by default.
+
+        Raises:
+          ResultMissing: If ``block`` is False and there is none: ``ResultPending`` if it is to come, ``ResultUnknown``
+            if nothing is known of such a message.
+          ResultTimeout: If there was none in time.
+          ResultFailure: If the actor failed.
+          RuntimeError: If there is no result backend, or it cannot do that.
+        """
+        return self.get_results_backend().get_result(message_id, block=block, timeout=timeout)
+
+    async def aget_result(
+        self,
+        message_id: str,
+        *,
+        block: bool = False,
+        timeout: int | None = None,  # noqa: ASYNC109  # as in get_result
+    ) -> Any:
+        """``get_result`` for coroutines: it does not block the event loop."""
+        return await self.get_results_backend().aget_result(message_id, block=block, timeout=timeout)
 
     def close(self) -> None:
         """Closes what this process has opened."""
@@ -430,30 +454,3 @@ class Consumer:
 
     def close(self) -> None:
         """Closes the consumer."""
-
-
-class _MiddlewareList(list[Middleware]):
-    """A list that says when it was changed."""
-
-    def __init__(self, items: Iterable[Middleware], changed: Callable[[], None]) -> None:
-        super().__init__(items)
-        self._changed = changed
-
-
-def _announcing(name: str) -> Any:
-    plain = getattr(list, name)
-
-    def method(self: _MiddlewareList, *args: Any, **kwargs: Any) -> Any:
-        result = plain(self, *args, **kwargs)
-        self._changed()
-        return result
-
-    method.__name__ = name
-    method.__doc__ = plain.__doc__
-    return method
-
-
-for _name in (
-    "append", "extend", "insert", "remove", "pop", "clear", "sort", "reverse", "__setitem__", "__delitem__", "__iadd__",
-):  # fmt: skip
-    setattr(_MiddlewareList, _name, _announcing(_name))

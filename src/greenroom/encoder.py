@@ -67,12 +67,11 @@ class JSONEncoder(Encoder):
             raise EncodeError(f"The message cannot be written as JSON: {e}, at {path}.", path=path) from e
 
     def decode(self, data: bytes) -> MessageData:
+        """Whatever the bytes say: results are read with encoders, too, and need not be objects."""
         try:
-            fields = _fast_decode(data)
+            fields: MessageData = _fast_decode(data)
         except (ValueError, RecursionError):  # msgspec's own errors are ValueErrors
             fields = slow_decode(data)
-        if not isinstance(fields, dict):
-            raise DecodeError(f"failed to decode message: expected an object, got {type(fields).__name__}", data)
         return fields
 
 
@@ -89,11 +88,9 @@ class PickleEncoder(Encoder):
         import pickle  # as above
 
         try:
-            fields = pickle.loads(data)  # noqa: S301  # who sets this encoder has been told what it means
+            fields: MessageData = pickle.loads(data)  # noqa: S301  # who sets this encoder has been told what it means
         except Exception as e:
             raise DecodeError("failed to decode message: not a pickle", data, e) from e
-        if not isinstance(fields, dict):
-            raise DecodeError(f"failed to decode message: expected a dict, got {type(fields).__name__}", data)
         return fields
 
 
@@ -137,7 +134,7 @@ def slow_decode(data: bytes) -> Any:
 
 def find_fault(value: Any, path: str = "$", depth: int = 200) -> str:
     """The path of the first thing in ``value`` that JSON has no form for; empty if there is none to be found."""
-    if isinstance(value, float) and not math.isfinite(value):
+    if (isinstance(value, float) and not math.isfinite(value)) or (isinstance(value, int) and not _is_writable(value)):
         return path
     if value is None or isinstance(value, (str, int, float)):
         return ""
@@ -147,6 +144,8 @@ def find_fault(value: Any, path: str = "$", depth: int = 200) -> str:
         for key, item in value.items():
             if not isinstance(key, (str, int, float, bool, type(None))):
                 return f"{path} (key {key!r:.100})"
+            if isinstance(key, int) and not _is_writable(key):
+                return f"{path} (a key of too many digits)"
             if fault := find_fault(item, f"{path}.{key}", depth - 1):
                 return fault
         return "" if isinstance(value, dict) else path
@@ -156,6 +155,15 @@ def find_fault(value: Any, path: str = "$", depth: int = 200) -> str:
                 return fault
         return ""
     return path
+
+
+def _is_writable(number: int) -> bool:
+    """False for a number of more digits than Python writes and reads (4 300 by default)."""
+    try:
+        int.__repr__(number)
+    except ValueError:
+        return False
+    return True
 
 
 _encoder: Encoder = JSONEncoder()

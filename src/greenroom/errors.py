@@ -13,12 +13,20 @@ The tree (names that Dramatiq programs catch are kept; new ones are placed under
           ConnectionClosed              was reached, then lost
         BrokerTimeout                   no answer in time; the outcome may be unknown
         BrokerBusy  BrokerFull  BrokerReadOnly
-        BrokerCorrupt  SchemaMismatch
+        BrokerCorrupt
+          BrokerMoved                   the store was deleted, renamed or replaced while it was in use
+        SchemaMismatch
         MessageTooLarge
         StaleLease                      the message is no longer ours to settle
       QueueJoinTimeout
         QueueStalled                    waiting any longer is in vain
       RateLimitExceeded
+      ResultError
+        ResultMissing                   there is no result
+          ResultUnknown                 nor a message that will have one
+          ResultPending                 not yet
+        ResultTimeout                   there was none in time
+        ResultFailure                   the actor failed
       Retry                             raised by an actor to be run again
     MiddlewareError
       SkipMessage
@@ -31,6 +39,7 @@ from __future__ import annotations
 
 import warnings
 from datetime import timedelta
+from typing import Any
 
 
 class GreenroomError(Exception):
@@ -130,6 +139,10 @@ class BrokerCorrupt(BrokerError):
         self.path = path
 
 
+class BrokerMoved(BrokerCorrupt):
+    """Raised when the store's file was deleted, renamed or replaced while this process used it."""
+
+
 class SchemaMismatch(BrokerError):
     """Raised when a store was written by an incompatible version; both versions are in the text."""
 
@@ -170,7 +183,85 @@ class QueueStalled(QueueJoinTimeout):
 
 
 class RateLimitExceeded(GreenroomError):
-    """Raised when a rate limit has been exceeded."""
+    """Raised when a rate limit has been exceeded.
+
+    ``retry_at_ms`` is when there may be room again, in UNIX milliseconds, or None if nobody knows. ``slot`` is what was
+    asked for, if a message can stand in line for it, and ``store`` who keeps the line.
+    """
+
+    def __init__(
+        self, message: str = "", *, retry_at_ms: int | None = None, slot: Any = None, store: Any = None
+    ) -> None:
+        super().__init__(message)
+        self.retry_at_ms = retry_at_ms
+        self.slot = slot
+        self.store = store
+
+
+class ResultError(GreenroomError):
+    """Base class of errors that have to do with results."""
+
+
+class ResultMissing(ResultError):
+    """Raised when there is no result. ``ResultUnknown`` and ``ResultPending`` say more, where more is known."""
+
+
+class ResultUnknown(ResultMissing):
+    """Raised when nothing is known of a message that stores a result: it was never sent, or its result has expired."""
+
+
+class ResultPending(ResultMissing):
+    """Raised when there is no result yet.
+
+    ``state`` is ``"enqueued"``, ``"delayed"`` or ``"retrying"``; ``attempts`` counts the attempts that have failed,
+    ``last_error`` says how the last of them did, and ``next_attempt_ms`` (UNIX milliseconds) when the next one is due.
+    """
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        state: str = "enqueued",
+        attempts: int = 0,
+        last_error: str | None = None,
+        next_attempt_ms: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.state = state
+        self.attempts = attempts
+        self.last_error = last_error
+        self.next_attempt_ms = next_attempt_ms
+
+
+class ResultTimeout(ResultError):
+    """Raised when there was no result in time. The fields are those of ``ResultPending``; ``state`` is None where
+    nothing is known."""
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        state: str | None = None,
+        attempts: int = 0,
+        last_error: str | None = None,
+        next_attempt_ms: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.state = state
+        self.attempts = attempts
+        self.last_error = last_error
+        self.next_attempt_ms = next_attempt_ms
+
+
+class ResultFailure(ResultError):
+    """Raised when the actor failed for good: with the name of its error's class, the error's text, and the traceback as
+    text. The class itself is never looked up by its name."""
+
+    def __init__(self, message: str = "", orig_exc_type: str = "", orig_exc_msg: str = "", traceback: str = "") -> None:
+        super().__init__(message)
+        self.orig_exc_type = orig_exc_type
+        self.orig_exc_msg = orig_exc_msg
+        self.traceback = traceback
 
 
 class Retry(GreenroomError):

@@ -4,27 +4,113 @@ A connection, a lock or a thread that crosses a fork is shared by two processes 
 engine keeps one any other way than in a ``PerProcess``:
 
 * first use in a process makes the value;
-* a child forgets what it inherited but keeps it referenced for ever: a finaliser that closed an inherited connection
-  would say goodbye on the parent's socket, or drop the parent's locks;
+* a child forgets what it inherited but keeps it referenced for ever, beyond the interpreter's own end: a finaliser
+  that closed an inherited connection would say goodbye on the parent's socket, or take a lock of the parent's for its
+  own;
 * ``before_fork`` brings the value to rest in the parent first (SQLite: its connection is closed, see
   ``engines/sqlite/database.py``), ``after_fork`` lets it go on;
 * a fork waits for a factory that runs: what is half made is as dangerous as what is in use.
+
+**Not every fork is announced.** Python tells of ``os.fork``, but a program around the interpreter may fork from C, as
+uWSGI does: then nothing rests, and no hook runs in the child. So who uses what may be inherited looks at a *witness*
+first, one byte of memory that the kernel wipes in a child: 20 ns, where asking for the process's number takes 200. The
+first look in a child does what the hook would have done (``notice_fork``), and what is not a value in a ``PerProcess``
+is told by ``in_child``.
 """
 
 from __future__ import annotations
 
+import atexit
+import mmap
 import os
+import sys
 import threading
 import weakref
 from collections.abc import Callable
-from typing import Any, Generic, TypeVar
+from contextlib import suppress
+from typing import Any, Generic, Protocol, TypeVar
+
+from .logging import get_logger
 
 T = TypeVar("T")
+F = TypeVar("F", bound=Callable[[], object])
+
+#: Since Linux 4.14; the module ``mmap`` has no name for it.
+_MADV_WIPEONFORK = 18
+
+logger = get_logger(__name__)
+
+
+class Witness(Protocol):
+    """``witness[0]`` is true in the process that set it, and false in every process that was forked from that."""
+
+    def __getitem__(self, index: int, /) -> int: ...
+
+    def __setitem__(self, index: int, value: int, /) -> None: ...
+
+
+class _PidWitness:
+    """The same for kernels that do not wipe memory, ten times slower."""
+
+    def __init__(self) -> None:
+        self._pid = 0
+
+    def __getitem__(self, _index: int, /) -> int:
+        return self._pid == os.getpid()
+
+    def __setitem__(self, _index: int, _value: int, /) -> None:
+        self._pid = os.getpid()
+
+
+def new_witness() -> Witness:
+    """A witness of this process: true here, false in every child."""
+    witness = _wiped_page() or _PidWitness()
+    witness[0] = 1
+    return witness
+
+
+def _wiped_page() -> Witness | None:
+    if sys.platform != "linux":
+        return None
+    page = mmap.mmap(-1, mmap.PAGESIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    try:
+        page.madvise(_MADV_WIPEONFORK)
+    except OSError:
+        return None
+    return memoryview(page)
+
+
+#: False in a child that has not noticed yet that it is one; then ``notice_fork`` comes before anything else.
+here = new_witness()
 
 _registry: weakref.WeakSet[PerProcess[Any]] = weakref.WeakSet()
-_registry_lock = threading.Lock()  # guards: the registry is not changed while a fork walks it
+# guards: the registry is not changed while a fork walks it. Reentrant, for a signal handler that forks.
+_registry_lock = threading.RLock()
 _resting: list[PerProcess[Any]] = []
 _inherited: list[Any] = []  # kept for ever, so that no finaliser runs in a child
+_told_in_child: list[Callable[[], object]] = []
+_noticing: dict[int, threading.RLock] = {}  # by process: an inherited lock may be held for ever
+
+
+def in_child(function: F) -> F:
+    """A decorator: ``function`` is called once in every child, before the child uses what it inherited.
+
+    It must not use a ``PerProcess``, and wait for nothing: the thread that held an inherited lock does not exist here.
+    """
+    _told_in_child.append(function)
+    return function
+
+
+def keep(value: object) -> None:
+    """Keeps what a child inherited, for ever: none of its finalisers runs, not at the interpreter's end either."""
+    _inherited.append(value)
+
+
+def notice_fork() -> None:
+    """Forgets what this process inherited. To be called where ``here[0]`` is false; any thread."""
+    with _noticing.setdefault(os.getpid(), threading.RLock()):
+        if not here[0]:
+            _begin_anew()
 
 
 class PerProcess(Generic[T]):
@@ -52,11 +138,15 @@ class PerProcess(Generic[T]):
         self._rested: list[T] = []  # by the fork that is going on
         # guards: the factory runs once, and never while another thread forks
         self._lock = threading.RLock()
+        if not here[0]:
+            notice_fork()
         with _registry_lock:
             _registry.add(self)
 
     def get(self) -> T:
         """The value of this process, made now if this is its first use."""
+        if not here[0]:
+            notice_fork()
         value = self._value
         if value is not None:
             return value
@@ -67,10 +157,14 @@ class PerProcess(Generic[T]):
 
     def peek(self) -> T | None:
         """The value of this process, or None if it was not used here."""
+        if not here[0]:
+            notice_fork()
         return self._value
 
     def take(self) -> T | None:
         """Removes and returns the value. The next ``get`` makes a new one."""
+        if not here[0]:
+            notice_fork()
         with self._lock:
             value, self._value = self._value, None
             return value
@@ -78,12 +172,17 @@ class PerProcess(Generic[T]):
     def close(self, close: Callable[[T], None]) -> None:
         """Closes the value, if there is one, and removes it: in this order, so that a fork meanwhile still finds it
         and brings it to rest."""
-        value = self._value
+        value = self.peek()
         if value is not None:
             close(value)
             with self._lock:
                 if self._value is value:
                     self._value = None
+
+    def __del__(self, here: Witness = here) -> None:
+        if not here[0]:  # the value would go with its holder, and be finalised where it must not be
+            notice_fork()
+            self._forget()  # a collector of garbage has taken it out of the registry already
 
     def _rest(self) -> None:
         value = self._value
@@ -94,7 +193,10 @@ class PerProcess(Generic[T]):
 
     def _hold(self) -> None:
         self._lock.acquire()
-        self._rest()  # what was made since
+        try:
+            self._rest()  # what was made since
+        except Exception as e:  # noqa: BLE001  # nobody can keep the fork from coming, so the others must rest
+            logger.warning("A process forks although something in it cannot rest: %s", e)
 
     def _go_on(self) -> None:
         self._lock.release()
@@ -113,11 +215,14 @@ class PerProcess(Generic[T]):
 
 
 def _before_fork() -> None:
+    if not here[0]:
+        notice_fork()
     # First nobody uses what there is, then nobody makes more: who uses one value may wait for another to be made.
     _registry_lock.acquire()
     _resting[:] = list(_registry)
     for holder in _resting:
-        holder._rest()
+        with suppress(Exception):  # tried again below
+            holder._rest()
     for holder in _resting:
         holder._hold()
 
@@ -128,12 +233,27 @@ def _after_fork_in_parent() -> None:
     _registry_lock.release()
 
 
-def _after_fork_in_child() -> None:
+def _begin_anew() -> None:
     global _registry_lock
     _resting.clear()
-    _registry_lock = threading.Lock()
+    _registry_lock = threading.RLock()
     for holder in list(_registry):
         holder._forget()
+    for tell in _told_in_child:
+        tell()
+    here[0] = 1
 
 
-os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)
+def _outlive_the_interpreter() -> None:
+    """At the end the interpreter clears every module, and so would finalise what a child must never finalise."""
+    if not here[0]:
+        notice_fork()
+    if _inherited:
+        import ctypes
+
+        for value in _inherited:
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(value))
+
+
+os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_begin_anew)
+atexit.register(_outlive_the_interpreter)

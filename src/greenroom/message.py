@@ -130,7 +130,20 @@ class Message(msgspec.Struct, Generic[R], frozen=True, order=True, forbid_unknow
           ResultFailure: If the actor failed.
           RuntimeError: If there is no result backend.
         """
-        result: R = seams.get_result(self, backend=backend, block=block, timeout=timeout)
+        backend = backend or seams.results_backend()
+        result: R = backend.get_result(self, block=block, timeout=timeout)
+        return result
+
+    async def aget_result(
+        self,
+        *,
+        backend: Any = None,
+        block: bool = False,
+        timeout: int | None = None,  # noqa: ASYNC109  # as in get_result
+    ) -> R:
+        """``get_result`` for coroutines: it does not block the event loop."""
+        backend = backend or seams.results_backend()
+        result: R = await backend.aget_result(self, block=block, timeout=timeout)
         return result
 
     @property
@@ -154,7 +167,7 @@ def decode_message(data: bytes) -> Message[Any]:
     try:
         message = _fast_decode(data)
     except (ValueError, RecursionError):
-        message = _from_fields(JSONEncoder().decode(data), data)
+        message = _from_fields(_object(JSONEncoder().decode(data), data), data)
     if len(data) > _TOO_SHORT_TO_BE_DEEP and data.count(b"[") + data.count(b"{") > MAX_DEPTH:
         for name, value in (("args", message.args), ("kwargs", message.kwargs)):
             if _is_deeper_than(value, MAX_DEPTH):
@@ -170,8 +183,12 @@ def _foreign_decode(data: bytes) -> dict[str, Any]:
         raise
     except Exception as e:
         raise DecodeError(f"failed to decode message: {type(e).__name__}: {e}", data, e) from e
+    return _object(fields, data)
+
+
+def _object(fields: Any, data: bytes) -> dict[str, Any]:
     if not isinstance(fields, dict):
-        raise DecodeError(f"failed to decode message: expected a dict, got {type(fields).__name__}", data)
+        raise DecodeError(f"failed to decode message: expected an object, got {type(fields).__name__}", data)
     return fields
 
 

@@ -19,5 +19,5 @@ default_broker: Callable[[], Any] = _unfilled
 #: ``Message.__or__``: ``(left, right) -> pipeline``.
 make_pipeline: Callable[[Any, Any], Any] = _unfilled
 
-#: ``Message.get_result``: ``(message, *, backend, block, timeout) -> result``.
-get_result: Callable[..., Any] = _unfilled
+#: Where ``Message.get_result`` looks: ``() -> ResultBackend``, that of the default broker.
+results_backend: Callable[[], Any] = _unfilled

@@ -29,6 +29,7 @@ _NUMBERS = (
     "prom_port",
 )
 _TEXTS = ("prom_db", "prom_host")
+_START_METHODS = ("fork", "spawn", "forkserver")
 _KNOWN_VARIABLES = (*_MACHINERY, *(f"greenroom_{name}" for name in (*_NUMBERS, *_TEXTS)))
 
 
@@ -106,12 +107,35 @@ class Settings:
     queues: tuple[str, ...] | None = None
     #: The file that log lines are appended to; standard error if None.
     log_file: str | None = None
-    #: Leave logging as it is.
+    #: Leave logging and the children's output as they are.
     skip_logging: bool = False
-    #: Start children with a fresh interpreter instead of a fork.
+    #: The file that holds the process id while the program runs; none if None.
+    pid_file: str | None = None
+    #: Start children with a fresh interpreter instead of a fork: the same as ``start_method="spawn"``.
     use_spawn: bool = False
+    #: How children are started: ``fork``, ``spawn`` or ``forkserver``; what suits the platform if None.
+    start_method: str | None = None
+    #: How long a child may take to become ready before it is killed and another is started.
+    worker_boot_timeout_ms: int = 60_000
     #: How long running tasks may go on after a stop was asked for.
     worker_shutdown_timeout_ms: int = 600_000
+    #: A child that shows no sign of life for so long is killed; never if None.
+    hang_timeout_ms: int | None = None
+    #: A child that has run so many messages gets a successor; never if None.
+    max_tasks_per_child: int | None = None
+    #: A child that holds so much memory, in MiB, gets a successor; never if None.
+    max_rss_per_child_mib: int | None = None
+    #: Functions that run in processes of their own beside the workers: ``module:function``.
+    fork_functions: tuple[str, ...] = ()
+    #: How long the workers may take to start before the fork functions are started all the same.
+    worker_fork_timeout_ms: int = 30_000
+    #: The folder whose changes restart the workers; none if None.
+    watch: str | None = None
+    #: Look at the files again and again instead of being told by the operating system.
+    watch_use_polling: bool = False
+    #: Which files of ``watch`` count: those that match a pattern of the first, and none of the second.
+    watch_include: tuple[str, ...] = ("**.py",)
+    watch_exclude: tuple[str, ...] = ()
     #: How long a worker waits for messages at most, before it looks again; the worker's own default if None.
     worker_timeout_ms: int | None = None
     #: 1 or more: log at DEBUG.
@@ -136,6 +160,8 @@ class Settings:
                 errors.append(f"unknown setting {key!r}{did_you_mean(key, _CHECKS)}")
             elif value is not None:
                 _collect(values, errors, key, value)
+        if values.get("use_spawn") and values.setdefault("start_method", "spawn") != "spawn":
+            errors.append(f"--use-spawn contradicts --start-method {values['start_method']}")
         if not args.get("modules"):
             errors.append("no MODULE given: name the module that declares your actors")
         if errors:
@@ -221,6 +247,41 @@ def _queues(value: Any) -> tuple[str, ...] | None:
     return tuple(dict.fromkeys(q_name(check_queue_name(name)) for name in value)) or None
 
 
+def _between(least: int, most: int) -> Callable[[Any], int]:
+    def check(value: Any) -> int:
+        number = _at_least(least)(value)
+        if number > most:
+            raise ValueError(f"must be at most {most}, not {value!r}")
+        return number
+
+    return check
+
+
+def _start_method(value: Any) -> str:
+    if value not in _START_METHODS:
+        raise ValueError(f"must be one of {', '.join(_START_METHODS)}, not {value!r}")
+    return str(value)
+
+
+def _functions(value: Any) -> tuple[str, ...]:
+    names = _texts(value)
+    for name in names:
+        module, _, function = name.partition(":")
+        if not all([*module.split("."), *function.split(".")]):
+            raise ValueError(f"{name!r} names no function; write module:function")
+    return names
+
+
+def _folder(value: Any) -> str:
+    if not os.path.isdir(value):
+        raise ValueError(f"{value!r} is not a folder")
+    return str(value)
+
+
+def _patterns_with_python(value: Any) -> tuple[str, ...]:
+    return ("**.py", *_texts(value))
+
+
 def _texts(value: Any) -> tuple[str, ...]:
     return tuple(str(item) for item in value)
 
@@ -241,8 +302,20 @@ _CHECKS: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "queues": ("-Q/--queues", _queues),
     "log_file": ("--log-file", _text),
     "skip_logging": ("--skip-logging", bool),
+    "pid_file": ("--pid-file", _text),
     "use_spawn": ("--use-spawn", bool),
+    "start_method": ("--start-method", _start_method),
+    "worker_boot_timeout_ms": ("--worker-boot-timeout", _at_least(1)),
+    "fork_functions": ("-f/--fork-function", _functions),
+    "worker_fork_timeout_ms": ("--worker-fork-timeout", _between(10, 1_800_000)),
+    "watch": ("--watch", _folder),
+    "watch_use_polling": ("--watch-use-polling", bool),
+    "watch_include": ("-i/--watch-include", _patterns_with_python),
+    "watch_exclude": ("-x/--watch-exclude", _texts),
     "worker_shutdown_timeout_ms": ("--worker-shutdown-timeout", _at_least(0)),
+    "hang_timeout_ms": ("--hang-timeout", _at_least(2000)),
+    "max_tasks_per_child": ("--max-tasks-per-child", _at_least(1)),
+    "max_rss_per_child_mib": ("--max-rss-per-child", _at_least(1)),
     "worker_timeout_ms": ("worker_timeout", _at_least(0)),
     "verbose": ("-v/--verbose", _at_least(0)),
 }

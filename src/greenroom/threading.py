@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import platform
 import sys
-from typing import TYPE_CHECKING
+import threading
+from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
 
 from .errors import Interrupt
 from .logging import get_logger
@@ -27,6 +29,10 @@ current_platform = platform.python_implementation()
 #: The Python implementations on which a thread can be interrupted.
 supported_platforms = {"CPython"}
 
+#: Under gevent: the threads that are greenlets and may be interrupted, and what is on its way to them.
+_greenlets: WeakValueDictionary[int, Any] = WeakValueDictionary()
+_on_their_way: dict[int, tuple[type[BaseException], Any]] = {}
+
 
 def is_gevent_active() -> bool:
     """True if gevent has patched ``threading``."""
@@ -38,7 +44,11 @@ def raise_thread_exception(thread_id: int, exception: type[BaseException]) -> No
     """Has ``exception`` raised in a thread, at its next Python instruction.
 
     It does not reach a thread that is blocked in C code (a sleep, a socket, a regular expression) before that returns.
+    Under gevent it is raised where the thread waits, so it ends a sleep, too, and reaches none that never waits.
     """
+    if is_gevent_active():
+        _throw_into_greenlet(thread_id, exception)
+        return
     if current_platform not in supported_platforms:
         logger.critical("Setting thread exceptions is not supported on %s.", current_platform)
         return
@@ -54,7 +64,44 @@ def raise_thread_exception(thread_id: int, exception: type[BaseException]) -> No
 
 def recall_thread_exception(thread_id: int) -> None:
     """Takes back an exception that was set in a thread and not raised there yet; does nothing if there is none."""
+    if is_gevent_active():
+        _, callback = _on_their_way.pop(thread_id, (None, None))
+        if callback is not None:
+            callback.stop()
+        return
     if current_platform in supported_platforms:
         import ctypes  # as above
 
         ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread_id), None)
+
+
+def land_thread_exception(thread_id: int) -> None:
+    """This thread, whose id it is: has raised here and now what was set in it and not raised yet."""
+    exception, _ = _on_their_way.get(thread_id, (None, None))
+    recall_thread_exception(thread_id)  # where one is due in a real thread, this call never gets so far as to recall it
+    if exception is not None:
+        raise exception
+
+
+def register_greenlet() -> None:
+    """This thread may be interrupted. Does nothing without gevent, under which a thread's id does not lead to it."""
+    if is_gevent_active():
+        from gevent import getcurrent
+
+        _greenlets[threading.get_ident()] = getcurrent()
+
+
+def _throw_into_greenlet(thread_id: int, exception: type[BaseException]) -> None:
+    from gevent import get_hub
+
+    greenlet = _greenlets.get(thread_id)
+    if greenlet is None:
+        logger.critical("Failed to set exception (%s) in thread %r.", exception.__name__, thread_id)
+        return
+
+    def throw() -> None:
+        del _on_their_way[thread_id]
+        greenlet.throw(exception)
+
+    recall_thread_exception(thread_id)
+    _on_their_way[thread_id] = (exception, get_hub().loop.run_callback(throw))  # only the hub may throw

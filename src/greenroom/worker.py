@@ -9,16 +9,19 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from .board import MAX_PLACES, Board
 from .broker import Broker
 from .core.outbox import Outbox
 from .logging import get_logger
 from .names import q_name
+from .runtime.accounts import Accounts
 from .runtime.bridge import BridgeTransport
 from .runtime.hook_thread import HookThread
 from .runtime.loop import LoopExecutor
 from .runtime.pump import Pump
+from .runtime.store_writer import StoreWriters
 from .runtime.threads import ThreadExecutor, WorkerThread
-from .runtime.ticker import Ticker
+from .runtime.ticker import Heartbeat, Ticker
 from .runtime.views import ConsumerThread, WorkQueue
 from .settings import getenv_int
 
@@ -62,6 +65,8 @@ class Worker:
             raise ValueError(f"worker_threads must be at least 1, not {worker_threads}.")
         if concurrency < 1:
             raise ValueError(f"concurrency must be at least 1, not {concurrency}.")
+        if ThreadExecutor.places(worker_threads) + concurrency > MAX_PLACES:
+            raise ValueError(f"{worker_threads} threads and {concurrency} coroutines are too many for one process.")
         if worker_timeout is None:
             worker_timeout = getenv_int("dramatiq_worker_timeout", DEFAULT_WORKER_TIMEOUT_MS)
         self.logger = get_logger(__name__, type(self))
@@ -80,8 +85,16 @@ class Worker:
         self._loop: LoopExecutor | None = None
         self._ticker: Ticker | None = None
         self._hook_thread: HookThread | None = None
-        #: Called once, when half of the threads are stuck or the pump has failed: nothing is claimed any more, and the
-        #: process should end.
+        self._accounts: Accounts | None = None
+        self._writers: StoreWriters | None = None
+        #: Who will say on the board how this process ended; 0 if nobody will. To be set before ``start``.
+        self.parent_pid = 0
+        #: What this process runs right now, once it has started.
+        self.board: Board | None = None
+        #: Called with the board, by ``start`` before anything runs, and by the pump if the board gets a new file.
+        self.on_board: Callable[[Board], object] | None = None
+        #: Called once, on any thread, when this worker has become useless: half of its threads are stuck, or
+        #: ``fatal_error`` says why nothing can be claimed or settled. Stop it then, and end the process.
         self.on_stuck: Callable[[], object] | None = None
         #: True once that has happened.
         self.is_stuck = False
@@ -90,6 +103,27 @@ class Worker:
     def is_running(self) -> bool:
         """True between ``start`` and ``stop``."""
         return self._pump is not None
+
+    @property
+    def fatal_error(self) -> Exception | None:
+        """What has ended the worker's traffic with its broker, if anything has: ``BrokerCorrupt``, ``SchemaMismatch``,
+        or an error that nothing should raise. What runs may finish, and cannot be settled."""
+        return None if self._accounts is None else self._accounts.fatal_error
+
+    @property
+    def finished(self) -> int:
+        """How many messages have been run and settled since the start."""
+        return 0 if self._accounts is None else self._accounts.finished
+
+    @property
+    def stale_leases(self) -> int:
+        """How many settlements since the start came too late: their messages had been given to somebody else."""
+        return 0 if self._accounts is None else self._accounts.stale_leases
+
+    @property
+    def results_lost(self) -> int:
+        """How many results since the start could not be written to a store that is not the broker's own."""
+        return 0 if self._writers is None else self._writers.lost
 
     @property
     def consumer_whitelist(self) -> set[str] | None:
@@ -116,23 +150,33 @@ class Worker:
         if self._pump is not None:
             raise RuntimeError("This worker runs already.")
         broker = self.broker
-        consumer = self._transport().consumer(f"{socket.gethostname()}:{os.getpid()}")
+        transport = self._transport()
+        consumer = transport.consumer(f"{socket.gethostname()}:{os.getpid()}")
         broker.emit_before("worker_boot", self)
         self._hook_thread = HookThread(broker)
+        self._accounts = Accounts(self._hook_thread, self._give_up)
+        self.is_stuck = False
         outbox = Outbox(self._ring)
-        self._executor = executor = ThreadExecutor(broker, self.worker_threads, outbox)
-        self._loop = loop = LoopExecutor(broker, self.concurrency, outbox)
-        self._ticker = Ticker(broker, (executor, loop), after_round=self._look_after)
+        threads = ThreadExecutor.places(self.worker_threads)
+        self.board = board = consumer.board(threads + self.concurrency, parent_pid=self.parent_pid)
+        if self.on_board is not None:
+            self.on_board(board)
+            board.on_new_file = self.on_board
+        self._executor = executor = ThreadExecutor(broker, self.worker_threads, outbox, board.cells[:threads])
+        self._loop = loop = LoopExecutor(broker, self.concurrency, outbox, board.cells[threads:])
+        heartbeat = Heartbeat(broker, consumer, board)
+        self._ticker = Ticker(broker, (executor, loop), heartbeat, after_round=self._look_after)
         self._pump = Pump(
             broker,
             consumer,
             executor,
             loop,
-            outbox,
             wait_s=self.worker_timeout / 1000,
+            keeps_history=transport.features.history,
+            listener=self._accounts,
             queue_cap=getenv_int("dramatiq_queue_prefetch", 0),
-            listener=_Listener(self._hook_thread, self._give_up),
         )
+        self._writers = self._pump.writers
         served = sorted(self._served(broker.get_declared_queues()))
         consumer.subscribe(served)
         broker.queue_listeners.append(self._queue_declared)
@@ -171,6 +215,7 @@ class Worker:
             self.logger.warning("Messages still ran after %d ms; they are given back when this process ends.", timeout)
         ticker.stop()
         hook_thread.stop()
+        pump.writers.stop(max(1.0, deadline_s - time.monotonic()))
         self._pump = self._executor = self._loop = self._ticker = self._hook_thread = None
         self.consumers = {}
         broker.emit_after("worker_shutdown", self)
@@ -191,17 +236,33 @@ class Worker:
         for view in self.consumers.values():
             view.paused = False
 
+    def reap_soon(self) -> None:
+        """Any thread: another process of this broker has died; looks at once for what it held. Nothing to do while the
+        worker does not run."""
+        pump = self._pump
+        if pump is not None:
+            pump.reap_soon()
+
     def join(self) -> None:
         """Waits until all served queues are empty, nothing runs, and the hooks of what ran are done. Messages may come
-        in meanwhile."""
+        in meanwhile.
+
+        Raises:
+          Exception: ``fatal_error``, if there is one: waiting would be in vain.
+        """
         for queue_name in self._served(self.broker.get_declared_queues()):
-            self.broker.wait_for_worker(queue_name)
+            self.broker.wait_for_worker(queue_name, self._raise_fatal_error)
         pump, hook_thread = self._pump, self._hook_thread
         if pump is not None and hook_thread is not None:
             settled = threading.Event()
             pump.order(settled.set)  # it is between two trips then: what it has settled, it has told the hook thread
             settled.wait(HOOKS_TIMEOUT_S)
             hook_thread.catch_up(HOOKS_TIMEOUT_S)
+
+    def _raise_fatal_error(self) -> None:
+        error = self.fatal_error
+        if error is not None:
+            raise error
 
     def _running(self) -> Pump:
         if self._pump is None:
@@ -239,7 +300,7 @@ class Worker:
         )
 
     def _look_after(self) -> None:
-        """Ticker: if half of the threads are stuck this process has become useless: it claims nothing more."""
+        """Ticker: if half of the threads are stuck this worker has become useless: it claims nothing more."""
         executor = self._executor
         if executor is None or self.is_stuck or 2 * len(executor.stuck) < executor.count:
             return
@@ -248,8 +309,9 @@ class Worker:
         self._give_up()
 
     def _give_up(self) -> None:
-        self.is_stuck = True
-        if self.on_stuck is not None:
+        """Ticker, or pump: says so, once."""
+        was_stuck, self.is_stuck = self.is_stuck, True
+        if not was_stuck and self.on_stuck is not None:
             self.on_stuck()
 
     def _ring(self) -> None:
@@ -259,11 +321,3 @@ class Worker:
 
 def _prefetch(variable: str, default: int) -> int:
     return min(getenv_int(variable, 0) or default, MAX_PREFETCH)
-
-
-class _Listener:
-    """What the pump tells its worker."""
-
-    def __init__(self, hook_thread: HookThread, crashed: Callable[[], None]) -> None:
-        self.settled = hook_thread.settled
-        self.crashed = crashed

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -74,8 +75,24 @@ class Running:
         self.wait_for_text(r"Greenroom \S+ runs: ")
         return self
 
+    def workers(self) -> list[int]:
+        """The worker processes that have said they are ready, and live; by any start method, in the order of starts."""
+        said = re.findall(
+            r"\[PID (\d+)\] \[\w+\] \[greenroom\.WorkerProcess\(\d+\)\] \[INFO\] Worker .* ready", self.text
+        )
+        return [pid for pid in map(int, said) if is_running(pid)]
+
+    def count(self, pattern: str) -> int:
+        """How often standard error matches ``pattern`` so far."""
+        return len(re.findall(pattern, self.text))
+
+    def stop(self) -> None:
+        """Has it stop, and checks that it does so well."""
+        self.process.terminate()
+        assert self.wait() == 0, self.text
+
     def children(self) -> list[int]:
-        """The processes it has started."""
+        """The processes it has started itself."""
         pid = self.process.pid
         return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
@@ -110,6 +127,20 @@ class Program:
         finally:
             broker.close()
 
+    def crashes(self) -> list[int]:
+        """How many crashes each message is charged with, in the order of arrival."""
+        return self._column("crashes")
+
+    def claims(self) -> list[int]:
+        """How often each message was claimed, in the order of arrival."""
+        return self._column("attempt")
+
+    def _column(self, name: str) -> list[int]:
+        with sqlite3.connect(self.folder / "queue.db") as connection:
+            found = [value for (value,) in connection.execute(f"select {name} from message order by seq")]
+        connection.close()
+        return found
+
     def let_go(self, name: str) -> None:
         """Ends an actor's ``wait_for(name)``."""
         (self.folder / f"mark-{name}").touch()
@@ -135,12 +166,29 @@ class Program:
         )
 
     @contextmanager
-    def start(self, *words: str, code: str = "", log: str = "stderr.txt", **variables: str) -> Iterator[Running]:
-        """Runs ``greenroom`` with these words, in a process group of its own; nothing of it is left afterwards."""
+    def start(
+        self,
+        *words: str,
+        code: str = "",
+        module: str = "greenroom",
+        log: str = "stderr.txt",
+        prefix: tuple[str, ...] = (),
+        **variables: str,
+    ) -> Iterator[Running]:
+        """Runs ``greenroom`` with these words, in a process group of its own; nothing of it is left afterwards.
+
+        Parameters:
+          words: The command line.
+          code: Run instead of ``-m greenroom``.
+          module: Run instead of ``greenroom``.
+          log: The file for standard error.
+          prefix: Words before the command line: a command that runs it.
+          variables: Put into the environment.
+        """
         log_file = self.folder / log
         with log_file.open("w") as stderr:
             process = subprocess.Popen(
-                command(words, code),
+                [*prefix, *command(words, code, module)],
                 cwd=self.folder,
                 env=environment(variables),
                 stdin=subprocess.DEVNULL,
@@ -157,9 +205,9 @@ class Program:
             process.wait(PATIENCE_S)
 
 
-def command(words: tuple[str, ...], code: str) -> list[str]:
-    """The command line; ``code`` is run instead of ``-m greenroom`` if given."""
-    return [sys.executable, *(["-c", code] if code else ["-m", "greenroom"]), *words]
+def command(words: tuple[str, ...], code: str, module: str = "greenroom") -> list[str]:
+    """The command line; ``code`` is run instead of the module if given."""
+    return [sys.executable, *(["-c", code] if code else ["-m", module]), *words]
 
 
 def environment(variables: dict[str, str]) -> dict[str, str]:

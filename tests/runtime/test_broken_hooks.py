@@ -53,3 +53,23 @@ def test_a_hook_that_exits(tmp_path: Path, hook: str, kind: str) -> None:
     dead = broker.transport.dead("default")
     expected = [] if hook == "before_process_message" else ["SystemExit"]
     assert [letter.error.type for letter in dead if letter.error] == expected
+
+
+def test_a_late_hook_that_exits(tmp_path: Path) -> None:
+    """SystemExit out of a hook that runs after the message was settled is logged, and those of later messages run."""
+    acked: list[str] = []
+
+    class Late(Middleware):
+        def after_ack(self, broker: Any, message: Any) -> None:
+            if message.args == ("quit",):
+                raise SystemExit
+            acked.append(message.args[0])
+
+    broker = make_broker("memory", tmp_path, middleware=[Late()])
+    note_actor = actor(lambda word: None, broker=broker, actor_name="note")
+    with working(broker) as worker:
+        note_actor.send("quit")
+        worker.join()
+        note_actor.send("next")
+        worker.join()
+    assert acked == ["next"]

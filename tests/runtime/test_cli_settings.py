@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import FrozenInstanceError, fields
 
 import pytest
@@ -39,6 +40,21 @@ def test_text_is_converted() -> None:
     assert (settings.processes, settings.threads) == (3, 2)
     assert settings.queues == ("a", "b")
     assert settings.log_file is None
+
+
+def test_spawn_has_two_names() -> None:
+    """``--use-spawn`` is ``--start-method spawn``, and contradicts the others."""
+    assert Settings.load({"modules": ["app"]}, {}).start_method is None
+    assert Settings.load({"modules": ["app"], "use_spawn": True}, {}).start_method == "spawn"
+    assert Settings.load({"modules": ["app"], "start_method": "forkserver"}, {}).start_method == "forkserver"
+    for args, text in (
+        ({"use_spawn": True, "start_method": "fork"}, "--use-spawn contradicts --start-method fork"),
+        ({"start_method": "vfork"}, "--start-method: must be one of fork, spawn, forkserver, not 'vfork'"),
+        ({"hang_timeout_ms": "100"}, "--hang-timeout: must be a whole number of at least 2000, not '100'"),
+        ({"max_rss_per_child_mib": "0"}, "--max-rss-per-child: must be a whole number of at least 1, not '0'"),
+    ):
+        with pytest.raises(SettingsError, match=re.escape(text)):
+            Settings.load({"modules": ["app"], **args}, {})
 
 
 def test_all_mistakes_come_together() -> None:

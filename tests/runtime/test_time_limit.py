@@ -262,7 +262,7 @@ def pump_has_followed_its_orders(worker: Any) -> None:
 
 
 def test_a_stuck_process_ends_with_70(tmp_path: Path) -> None:
-    """The command ends a process that is stuck after the grace, with exit code 70; its message is not lost."""
+    """A process that is stuck ends after the grace, with exit code 70, and another takes its place."""
     program = Program(tmp_path).write(
         """
 import greenroom.runtime.threads
@@ -283,7 +283,7 @@ def work():
     program.send("work")
     with program.start("worker", "app", "-p", "1", "-t", "1", "--worker-shutdown-timeout", "300") as running:
         running.wait_for_text("of 1 worker threads are stuck")
-        assert running.wait() == 70
+        running.wait_for_text(r"The worker process 0 \(PID \d+\) ended with code 70\. The next one starts")
         assert "in wait_for" in running.text
 
 

@@ -75,12 +75,12 @@ class Skip(Middleware):
 
 
 def test_every_hook_is_called(make: MakeBroker) -> None:
-    """Of the 24 hooks all but the one of a process's boot are called in the life of a worker."""
+    """Of all hooks those of a process's boot and of a lost lease alone are not called in the life of a worker."""
     notes: Notes = []
     broker = make(note_all("A", notes), Retries(), Skip())
     actor(lambda: None, broker=broker, actor_name="skipped").send()
     live(broker)
-    assert set(HOOK_NAMES) - {hook for _, hook in notes} == {"after_process_boot"}
+    assert set(HOOK_NAMES) - {hook for _, hook in notes} == {"after_process_boot", "after_stale_lease"}
 
 
 def test_a_process_says_that_it_has_booted(tmp_path: Path) -> None:

@@ -6,15 +6,19 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from greenroom import Actor, Middleware, Worker, actor
 from greenroom.brokers.engine import EngineBroker
 from greenroom.clock import SYSTEM_CLOCK, Clock
+from greenroom.engines.memory.store import MemoryStore
 from greenroom.engines.memory.transport import MemoryTransport
+from greenroom.engines.sqlite.store import SqliteStore
 from greenroom.engines.sqlite.transport import SqliteTransport
 from greenroom.ports.admin import Counts, DeadLetter
+from greenroom.ports.store import Store
 from greenroom.ports.transport import Exchange, Settlement
 from tests.runtime.cli_kit import wait_until
 
@@ -29,6 +33,11 @@ class EngineTestBroker(EngineBroker):
     def __init__(self, transport: Any, middleware: Sequence[Middleware] | None = None, **options: Any) -> None:
         self.transport = transport
         super().__init__(middleware, **options)
+
+    @cached_property
+    def store(self) -> Store:
+        inner = getattr(self.transport, "inner", self.transport)
+        return MemoryStore(inner) if isinstance(inner, MemoryTransport) else SqliteStore(inner)
 
     def counts(self, queue: str = "default") -> Counts:
         return self.transport.counts([queue])[queue]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import pickle
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from greenroom import Message
 from greenroom.encoder import (
     MAX_DEPTH,
     Encoder,
@@ -65,11 +67,13 @@ def test_an_encode_error_is_what_json_would_raise() -> None:
     assert isinstance(e.value.__cause__, TypeError)
 
 
-def test_no_place_to_be_found() -> None:
-    """Where the fault is in no single place, the path is the root."""
-    with pytest.raises(EncodeError) as e:
-        JSONEncoder().encode({"x": 10**5000})
-    assert e.value.path == "$"
+def test_a_number_of_too_many_digits() -> None:
+    """What Python does not write out is refused with its place, also as a key."""
+    with pytest.raises(EncodeError, match=r"\$\.x\[1\]") as e:
+        JSONEncoder().encode({"x": [1, 10**5000]})
+    assert e.value.path == "$.x[1]"
+    with pytest.raises(EncodeError, match="a key of too many digits"):
+        JSONEncoder().encode({"x": {10**5000: 1}})
 
 
 @pytest.mark.parametrize("data", [b"", b"{", b"\xff", b'{"a":01}', b"\xef\xbb\xbf{}", b'{"a":1}x', b"[" * 100_000])
@@ -83,9 +87,10 @@ def test_what_is_not_json(data: bytes) -> None:
 
 @pytest.mark.parametrize(("data", "kind"), [(b"[]", "list"), (b"1", "int"), (b'"x"', "str"), (b"null", "NoneType")])
 def test_what_is_not_an_object(data: bytes, kind: str) -> None:
-    """JSON that is no object raises ``DecodeError``, naming what it is."""
+    """JSON that is no object is read, for it may be a result; as a message it raises ``DecodeError`` that names it."""
+    assert JSONEncoder().decode(data) == json.loads(data)
     with pytest.raises(DecodeError, match=f"expected an object, got {kind}"):
-        JSONEncoder().decode(data)
+        Message.decode(data)
 
 
 def test_what_dramatiq_may_have_written_is_read() -> None:
@@ -139,8 +144,18 @@ def test_pickle_there_and_back() -> None:
     assert PickleEncoder().decode(PickleEncoder().encode(data)) == data
 
 
-@pytest.mark.parametrize("data", [b"", b"garbage", b"{}", pickle.dumps([1]), pickle.dumps("x")])
-def test_what_is_not_a_pickled_dict(data: bytes) -> None:
+@pytest.mark.parametrize("value", [[1], "x", None])
+def test_a_pickle_that_is_no_message(restore_encoder: None, value: Any) -> None:
+    """It is read, for it may be a result; as a message it raises ``DecodeError``."""
+    data = pickle.dumps(value)
+    assert PickleEncoder().decode(data) == value
+    set_encoder(PickleEncoder())
+    with pytest.raises(DecodeError, match=f"expected an object, got {type(value).__name__}"):
+        Message.decode(data)
+
+
+@pytest.mark.parametrize("data", [b"", b"garbage", b"{}"])
+def test_what_is_no_pickle(data: bytes) -> None:
     """Bytes that are no pickle, or the pickle of something else, raise ``DecodeError``."""
     with pytest.raises(DecodeError) as e:
         PickleEncoder().decode(data)

@@ -9,6 +9,7 @@ import uuid
 
 import pytest
 
+from greenroom import names
 from greenroom.names import (
     MAX_NAME_LENGTH,
     check_actor_name,
@@ -76,6 +77,18 @@ def test_message_ids_are_random_uuids() -> None:
     for text in ids:
         parsed = uuid.UUID(text)
         assert (str(parsed), parsed.version, parsed.variant) == (text, 4, uuid.RFC_4122)
+
+
+def test_message_ids_begin_with_their_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was sent together has ids that lie together, so that results are written close to each other."""
+    now_ms = 1_700_000_000_000
+    monkeypatch.setattr(names, "current_millis", lambda: now_ms)
+    monkeypatch.setattr(names, "_message_ids", [])
+    earlier = [new_message_id() for _ in range(256)]
+    now_ms += 1
+    later = [new_message_id() for _ in range(256)]
+    assert max(earlier) < min(later)
+    assert {uuid.UUID(text).int >> 80 for text in later} == {now_ms}
 
 
 def test_storage_ids_are_short_and_unlike() -> None:

@@ -29,8 +29,8 @@ PUBLIC = frozenset(
 #: Ours alone: free to change.
 PRIVATE = frozenset(
     """
-    __main__ backoff board brokers.engine cli clock context core dashboard engines forksafe names ports runtime seams
-    settings testing
+    __main__ backoff board brokers.engine brokers.replay cli clock context core dashboard engines failpoints forksafe
+    names ports runtime seams settings testing
     """.split()
 )
 

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import cached_property
 from typing import Any
 
 from ..broker import Broker, Consumer
 from ..context import interruptible
 from ..core.options import check_priority, delay_to_ms
-from ..errors import MessageTooLarge, QueueJoinTimeout
+from ..errors import BrokerError, MessageTooLarge, QueueJoinTimeout
 from ..message import Message
 from ..names import check_queue_name, new_storage_id, q_name
+from ..ports.admin import DeadLetter
+from ..ports.store import StoreOp
 from ..ports.transport import Envelope
 from .consumer import EngineConsumer
 from .pusher import Pusher
+from .replay import envelope_of
 
 #: Seconds between two looks at a queue that is being joined.
 _JOIN_INTERVAL_S = 0.02
@@ -123,11 +126,29 @@ class EngineBroker(Broker):
         options = message.options
         actor = self.actors.get(message.actor_name)
         priority = actor.priority if actor is not None else 0
+        hooks = self.hooks.envelope_writes
+        writes = self._writes(message, hooks) if hooks else ()
         if not options:
-            return Envelope(queue, new_storage_id(), body, priority)
+            return Envelope(queue, new_storage_id(), body, priority, None, writes)
         self.check_message_options(message)
         priority = options.get("priority", priority)
-        return Envelope(queue, new_storage_id(), body, check_priority(priority), self._due_ms(message))
+        return Envelope(queue, new_storage_id(), body, check_priority(priority), self._due_ms(message), writes)
+
+    def follow_up(self, message: Message[Any], *, delay: Any = None) -> Envelope:
+        """The envelope of a message that is to be pushed in one step with a settlement, or when a group completes. The
+        hooks before it have run; ``after_enqueue`` is whoever's that has it pushed.
+
+        Raises:
+          Exception: As ``enqueue``, but for what the engine would raise.
+        """
+        (message,), _ = self._prepared([message], delay)
+        return self.envelope(message)
+
+    def _writes(self, message: Message[Any], hooks: Iterable[Callable[..., Sequence[StoreOp]]]) -> tuple[StoreOp, ...]:
+        """What middleware wants the broker's own store to do in one step with sending a message."""
+        if self.store is None:
+            return ()
+        return tuple(op for hook in hooks for op in hook(self, message))
 
     def _due_ms(self, message: Message[Any]) -> int | None:
         eta = message.options.get("eta")
@@ -161,6 +182,75 @@ class EngineBroker(Broker):
         for queue_name in self.get_declared_queues():
             self.flush(queue_name)
 
+    # --- looking and acting
+
+    def exists(self) -> bool:
+        """Whether there is anything to look at yet. Asking makes nothing."""
+        return True
+
+    def get_queue_message_counts(self, queue_name: str) -> tuple[int, int, int]:
+        """How many messages of a queue are ready, delayed and dead."""
+        name = q_name(queue_name)
+        counts = self.transport.counts([name])[name]
+        return counts.ready, counts.delayed, counts.dead
+
+    def pause_queue(self, queue_name: str) -> None:
+        """Keeps all workers, in all processes, from starting messages of a queue until ``resume_queue``.
+
+        They know within about a second; what they have fetched still runs. Sending goes on.
+
+        Raises:
+          ValueError: If no queue may be called so.
+          BrokerError: If the engine cannot pause queues.
+        """
+        self._check_pause()
+        self.transport.pause([q_name(check_queue_name(queue_name))])
+
+    def resume_queue(self, queue_name: str) -> None:
+        """Ends the pause of a queue. Raises as ``pause_queue``."""
+        self._check_pause()
+        self.transport.resume([q_name(check_queue_name(queue_name))])
+
+    def _check_pause(self) -> None:
+        if not self.transport.features.pause:
+            raise BrokerError(f"{self!r} cannot pause queues: stop the workers, or start them without it (-Q).")
+
+    def get_dead_letters(
+        self, queue_name: str | None = None, *, limit: int = 100, after: str | None = None
+    ) -> list[DeadLetter]:
+        """Dead letters of a queue or of all, newest first. Each has ``id``, ``queue``, ``body``, ``error`` (``type``,
+        ``message``, ``traceback``), ``attempt``, ``crashes`` and ``died_ms``.
+
+        Parameters:
+          queue_name: The queue; None for all.
+          limit: At most so many. Fewer come when they are large; none when there are no more.
+          after: The ``place`` of the last one seen, for the next page.
+        """
+        queue = None if queue_name is None else q_name(queue_name)
+        letters: list[DeadLetter] = self.transport.dead(queue, limit=limit, after=after)
+        return letters
+
+    def replay(self, ids: Collection[str]) -> int:
+        """Puts dead letters back into their queues, to be run as if they had just been sent; returns how many there
+        were.
+
+        A message keeps its id, arguments and options; it has all its retries again and no crashes, and its history goes
+        on. All of it is one step where the engine is transactional, so call it again and again for many.
+
+        Parameters:
+          ids: Storage ids of dead letters, at most 1 000; what is not there any more is left out.
+
+        Raises:
+          ValueError: If there are too many ids.
+          BrokerError: If the engine does not answer.
+        """
+        now_ms = self.clock.now_ms()
+        letters = self.transport.dead_letters(ids)
+        moved: int = self.transport.move({letter.id: envelope_of(letter, self.actors, now_ms) for letter in letters})
+        return moved
+
+    # --- waiting
+
     def join(self, queue_name: str, *, timeout: int | None = None) -> None:
         """Waits until nothing of the queue is ready, delayed or running.
 
@@ -170,8 +260,15 @@ class EngineBroker(Broker):
         Raises:
           QueueJoinTimeout: If that took longer; the text says what is left.
         """
+        self._wait_until_empty(queue_name, timeout, lambda: None)
+
+    def wait_for_worker(self, queue_name: str, check: Callable[[], object]) -> None:
+        self._wait_until_empty(queue_name, None, check)
+
+    def _wait_until_empty(self, queue_name: str, timeout: int | None, check: Callable[[], object]) -> None:
         deadline = None if timeout is None else self.clock.monotonic() + timeout / 1000
         while True:
+            check()
             counts = self.transport.counts([queue_name])[queue_name]
             if not (counts.ready or counts.delayed or counts.claimed):
                 return
@@ -183,6 +280,9 @@ class EngineBroker(Broker):
             self.clock.sleep(_JOIN_INTERVAL_S)
 
     def close(self) -> None:
+        store = self.__dict__.get("store")
+        if store is not None:
+            store.close()
         self.transport.close()
 
 

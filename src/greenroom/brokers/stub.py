@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import threading
 from collections import defaultdict, deque
-from collections.abc import Iterable, Sequence
-from functools import partial
+from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property, partial
 from types import TracebackType
 from typing import Any
 
 from ..clock import SYSTEM_CLOCK, Clock, SteeredClock
 from ..core.durations import human_duration
 from ..core.failure import message_of, type_name
+from ..core.options import delay_to_ms
 from ..core.run import MessageProxy
 from ..engines.memory.lookout import Lookout
 from ..engines.memory.queue_view import QueueView
+from ..engines.memory.store import MemoryStore
 from ..engines.memory.transport import MemoryTransport
 from ..errors import ActorNotFound, DecodeError, GreenroomError, InvalidMessage, QueueNotFound
 from ..message import MAX_MESSAGE_BYTES, Message
@@ -107,6 +109,11 @@ class StubBroker(EngineBroker):
             middleware.random.seed(0)
         super().add_middleware(middleware, **position)
 
+    @cached_property
+    def store(self) -> MemoryStore:
+        """What is kept beside the messages, as long as they are."""
+        return MemoryStore(self.transport)
+
     # --- queues
 
     def _add_queue(self, queue_name: str) -> None:
@@ -168,6 +175,11 @@ class StubBroker(EngineBroker):
         if queue_name != message.queue_name:
             message = message.copy(queue_name=queue_name)
         return super().envelope(message)
+
+    def follow_up(self, message: Message[Any], *, delay: Any = None) -> Envelope:
+        envelope = super().follow_up(message, delay=delay)
+        self.enqueued.append(Enqueued(envelope.body, delay_to_ms(delay)))
+        return envelope
 
     def _hand_over(self, messages: Sequence[Message[Any]], delay_ms: int | None) -> None:
         self._push(self._envelopes(messages, delay_ms))
@@ -268,8 +280,9 @@ class StubBroker(EngineBroker):
         if letter is not None:
             raise self._cause(letter)
 
-    def wait_for_worker(self, queue_name: str) -> None:
-        self.join(queue_name, fail_fast=False)
+    def wait_for_worker(self, queue_name: str, check: Callable[[], object]) -> None:
+        check()
+        self.join(queue_name, fail_fast=False)  # notices by itself when no worker is left
 
     def flush(self, queue_name: str) -> None:
         """Deletes the ready and the delayed messages of a queue, not the dead ones.

@@ -28,6 +28,7 @@ HOOK_NAMES = (
     "before_process_message",
     "after_process_message",
     "after_skip_message",
+    "after_stale_lease",
     "after_process_boot",
     "before_worker_boot",
     "after_worker_boot",
@@ -43,10 +44,11 @@ HOOK_NAMES = (
 class HookTable:
     """For each hook the bound methods that override it: ``before_*`` in list order, ``after_*`` in reverse.
 
-    ``wrap`` and ``awrap`` hold the onion's layers, outermost first. Immutable once built.
+    ``wrap`` and ``awrap`` hold the onion's layers, outermost first; ``ending`` and ``envelope_writes``, which are the
+    library's own, are in list order. Immutable once built.
     """
 
-    __slots__ = (*HOOK_NAMES, "awrap", "wrap")
+    __slots__ = (*HOOK_NAMES, "awrap", "ending", "envelope_writes", "wrap")
 
     before_ack: tuple[Hook, ...]
     after_ack: tuple[Hook, ...]
@@ -58,15 +60,18 @@ class HookTable:
     before_process_message: tuple[Hook, ...]
     after_process_message: tuple[Hook, ...]
     after_skip_message: tuple[Hook, ...]
+    after_stale_lease: tuple[Hook, ...]
     wrap: tuple[Hook, ...]
     awrap: tuple[Hook, ...]
+    ending: tuple[Hook, ...]
+    envelope_writes: tuple[Hook, ...]
 
     def __init__(self, middleware: Sequence[Any], base: type) -> None:
         for name in HOOK_NAMES:
             order: Iterable[Any] = middleware if name.startswith("before_") else reversed(middleware)
             setattr(self, name, overridden(order, base, name))
-        self.wrap = overridden(middleware, base, "wrap")
-        self.awrap = overridden(middleware, base, "awrap")
+        for name in ("wrap", "awrap", "ending", "envelope_writes"):
+            setattr(self, name, overridden(middleware, base, name))
 
     def lean(self, name: str, actor: Any) -> tuple[Hook, ...]:
         """The methods of the hook ``name`` that may do something for a message of ``actor`` which carries no options

@@ -9,11 +9,37 @@ from datetime import timedelta
 from numbers import Real
 from typing import Any
 
+from .suspects import is_max_crashes
+from .waiting import check_policy
+
 MIN_PRIORITY = -1000
 MAX_PRIORITY = 1000
 
 #: No delay is longer than this: ten years, in milliseconds.
 MAX_DELAY_MS = 10 * 366 * 24 * 60 * 60 * 1000
+
+#: Options of messages that no middleware lists: the library's own.
+OWN_MESSAGE_OPTIONS = frozenset(
+    (
+        "broker_priority",
+        "completed_group",
+        "delay",
+        "eta",
+        "group_completion_callbacks",
+        "group_completion_uuid",
+        "group_member",
+        "pipe_plan",
+        "pipe_target",
+        "priority",
+        "redis_message_id",
+        "requeue_timestamp",
+        "retries",
+        "traceback",
+    )
+)
+
+#: Options of actors that no middleware lists: the library's own.
+OWN_ACTOR_OPTIONS = frozenset(("limit_policy", "max_crashes"))
 
 
 def undefined_options_error(unknown: Iterable[str], known: Iterable[str]) -> str:
@@ -73,6 +99,23 @@ def check_options(options: Mapping[str, Any]) -> None:
             check(name, value)
 
 
+def message_option_error(name: str, value: Any) -> str | None:
+    """What is wrong with an option of a message that was received, if anything is: whoever reads it later could only
+    fail, after the actor has run. None of those that the library does not read itself is wrong."""
+    check = _MESSAGE_CHECKS.get(name)
+    if check is None or (value is None and name not in _NEVER_NONE):
+        return None
+    if isinstance(value, bool):
+        return f"{name} must be a number, not bool."
+    try:
+        check(name, value)
+    except OverflowError:
+        return f"{name} is too large a number."
+    except (ValueError, TypeError) as e:
+        return str(e)
+    return None
+
+
 def check_not_negative(name: str, value: Any) -> None:
     """Raises unless ``value`` is a number and at least 0."""
     if not _number(name, value) >= 0:
@@ -85,6 +128,12 @@ def check_time_limit(name: str, value: Any) -> None:
         raise ValueError(f"{name} must be greater than 0 milliseconds, or None or float('inf') for none: {value!r}.")
 
 
+def check_max_crashes(name: str, value: Any) -> None:
+    """Raises unless ``value`` is a whole number greater than 0, or None."""
+    if not is_max_crashes(value):
+        raise ValueError(f"{name} must be a whole number greater than 0, or None for no limit: {value!r}.")
+
+
 def _number(name: str, value: Any) -> float:
     if not isinstance(value, Real):
         raise TypeError(f"{name} must be a number, not {type(value).__name__}.")
@@ -92,6 +141,11 @@ def _number(name: str, value: Any) -> float:
     if math.isnan(number):
         raise ValueError(f"{name} must be a number, not NaN.")
     return number
+
+
+def _check_bounded(name: str, value: Any) -> None:
+    if not 0 <= _number(name, value) <= MAX_DELAY_MS:
+        raise ValueError(f"{name} must be from 0 to {MAX_DELAY_MS}: {value!r:.100}.")
 
 
 def _check_callable(name: str, value: Any) -> None:
@@ -107,13 +161,27 @@ def _check_exception_classes(name: str, value: Any) -> None:
 
 _CHECKS: dict[str, Callable[[str, Any], object]] = {
     "delay": lambda _name, value: delay_to_ms(value),
+    "limit_policy": check_policy,
     "max_age": check_not_negative,
     "max_backoff": check_not_negative,
+    "max_crashes": check_max_crashes,
     "max_retries": check_not_negative,
     "min_backoff": check_not_negative,
     "priority": lambda _name, value: check_priority(value),
     "result_ttl": check_not_negative,
     "retry_when": _check_callable,
     "throws": _check_exception_classes,
+    "time_limit": check_time_limit,
+}
+
+_NEVER_NONE = ("priority", "retries")
+#: Options that may come in a message, and what is made of them. ``eta`` is checked where it is read.
+_MESSAGE_CHECKS: dict[str, Callable[[str, Any], object]] = {
+    "max_age": check_not_negative,
+    "max_backoff": _check_bounded,
+    "max_retries": check_not_negative,
+    "min_backoff": _check_bounded,
+    "priority": lambda _name, value: check_priority(value),
+    "retries": _check_bounded,
     "time_limit": check_time_limit,
 }

@@ -93,6 +93,20 @@ class Run(MessageProxy):
     error: Any = None
     settlement: Any = None
     slot: Any = None
+    #: The ``RateLimitExceeded`` for whose end it waits, if it is given back because of that.
+    refused_by: Any = None
+    #: By key, how many slots of a limit it has taken so far, less one.
+    slots_taken: Any = None
+    #: True if a hook has skipped it.
+    skipped = False
+    #: The delay of its retry, if that was sent as a message of its own.
+    sent_again_ms: int | None = None
+    #: What the actor has returned, for endings.
+    result: Any = None
+    #: Its ending, if there is something to be done before it can be settled.
+    ending: Any = None
+    #: What is sent in one step with its settlement, for those who want to know: messages, with their delays.
+    sent: Any = ()
 
     def __init__(self, message: Any, delivery: Any, actor: Any) -> None:
         self._message = message

@@ -8,16 +8,26 @@ LONGEST_WAIT_MS = 60_000
 DEFAULT_TTL_MS = 900_000
 
 
-def released_until_ms(attempt: int, now_ms: int, ttl_ms: int) -> int | None:
-    """When to try again after the ``attempt``-th claim (from 1), or None once ``ttl_ms`` of waiting are used up.
+def released_until_ms(met_ms: int, now_ms: int, ttl_ms: int) -> int | None:
+    """When to try again a message that a worker first met at ``met_ms``, or None once ``ttl_ms`` of waiting are used
+    up.
 
     Waits double from 5 s to a minute.
     """
-    waited_ms = sum(_wait_ms(earlier) for earlier in range(1, attempt))
+    waited_ms = max(0, now_ms - met_ms)
     if waited_ms >= ttl_ms:
         return None
-    return now_ms + _wait_ms(attempt)
+    return now_ms + _next_wait_ms(waited_ms)
 
 
-def _wait_ms(attempt: int) -> int:
-    return min(LONGEST_WAIT_MS, FIRST_WAIT_MS << min(attempt - 1, 10))
+def waited_ms(attempt: int) -> int:
+    """How long a message has waited before its ``attempt``-th claim (from 1), if all its claims were in vain. For
+    engines that keep no history."""
+    waited = 0
+    for _ in range(1, attempt):
+        waited += _next_wait_ms(waited)
+    return waited
+
+
+def _next_wait_ms(waited_ms: int) -> int:
+    return min(LONGEST_WAIT_MS, waited_ms + FIRST_WAIT_MS)

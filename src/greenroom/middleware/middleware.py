@@ -9,13 +9,15 @@ A hook that a subclass does not override costs nothing: the broker compiles the 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..errors import MiddlewareError, SkipMessage
+from ..errors import MiddlewareError, SkipMessage, StaleLease
 
 if TYPE_CHECKING:
+    from ..core.ending import Ending
     from ..ports.nouns import ActorLike, BrokerLike, ThreadLike, WorkerLike
+    from ..ports.store import StoreOp
 
 __all__ = ["Middleware", "MiddlewareError", "SkipMessage"]
 
@@ -42,8 +44,9 @@ class Middleware:
         return []
 
     def idle_hooks(self, actor: ActorLike) -> frozenset[str]:
-        """Which of ``before_process_message`` and ``after_process_message`` do nothing for this actor's messages, as
-        long as a message carries no options and succeeds. They are then not called: a worker asks once an actor."""
+        """Which of ``before_process_message``, ``after_process_message`` and ``ending`` do nothing for this actor's
+        messages, as long as a message carries no options and succeeds. They are then not called: a worker asks once an
+        actor."""
         return frozenset()
 
     # --- the life of a message, on the sender's side
@@ -81,6 +84,11 @@ class Middleware:
 
     def after_nack(self, broker: BrokerLike, message: Any) -> None:
         """After a message has gone to the dead letters."""
+
+    def after_stale_lease(self, broker: BrokerLike, message: Any, error: StaleLease) -> None:
+        """After the broker has refused to settle a message, because it has been given to somebody else meanwhile: this
+        worker was taken for dead. Nothing was changed; ``before_ack`` or ``before_nack`` has been called, ``after_ack``
+        and ``after_nack`` are not."""
 
     # --- declarations
 
@@ -127,6 +135,18 @@ class Middleware:
 
     def before_worker_thread_shutdown(self, broker: BrokerLike, thread: ThreadLike) -> None:
         """In a worker thread, before it ends."""
+
+    # --- what is kept beside messages: for the library's own middleware, and not stable
+
+    def envelope_writes(self, broker: BrokerLike, message: Any) -> Sequence[StoreOp]:
+        """What the broker's own store is to do in one step with sending this message. Not called for retries, nor by
+        brokers that have no store of their own. Keep it short, and raise nothing: it would be the sender's error."""
+        return ()
+
+    def ending(self, broker: BrokerLike, ending: Ending) -> None:
+        """When it is decided what becomes of a message: says what is to be kept, or sent, in one step with that. In the
+        thread that has run it, after all other hooks but ``after_ack`` and its like; on the event loop for an async
+        actor. Exceptions are logged."""
 
     # --- the onion
 

@@ -1,37 +1,52 @@
-"""The next stage of a pipeline is sent when a stage has succeeded."""
+"""What follows when a part of a composition has ended: the next stage of a pipeline, the completion of a group."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from ..core.ending import Outcome
+from ..core.graph import MARKS, PIPE_TARGET
 from ..message import Message
+from .composing import Composing, departure_of, with_result
 from .middleware import Middleware
 
 if TYPE_CHECKING:
+    from ..core.ending import Ending
     from ..ports.nouns import ActorLike, BrokerLike
 
 
 class Pipelines(Middleware):
-    """Sends what ``pipe_target`` holds, with the result appended as its last positional argument unless that message
-    or its actor says ``pipe_ignore``."""
+    """Sends the next stage of a pipeline, with the result appended as its last positional argument unless that message
+    or its actor says ``pipe_ignore``; and tells groups of the ends of their members.
+
+    Where the broker has an engine of ours that is one step with settling the message, so it happens if and only if that
+    does. On a broker of a user's own the next stage is enqueued before the message is acked.
+    """
 
     @property
     def actor_options(self) -> set[str]:
         return {"pipe_ignore", "pipe_target"}
 
     def idle_hooks(self, actor: ActorLike) -> frozenset[str]:
-        return frozenset({"after_process_message"})  # a target is an option of the message
+        return frozenset({"after_process_message", "ending"})  # all that matters are options of the message
+
+    def ending(self, broker: BrokerLike, ending: Ending) -> None:
+        message = ending.message
+        if message is None or MARKS.isdisjoint(message.options):
+            return
+        if ending.outcome is Outcome.DONE and (departure := departure_of(broker, message.options)) is not None:
+            ending.writes.append(departure)
+            return
+        if ending.outcome.is_final and broker.transport is not None:
+            Composing(broker, ending).conclude()
 
     def after_process_message(
         self, broker: BrokerLike, message: Any, *, result: Any = None, exception: BaseException | None = None
     ) -> None:
-        if exception is not None or message.failed:
+        if broker.transport is not None or exception is not None or message.failed:
             return
-        target = message.options.get("pipe_target")
+        target = message.options.get(PIPE_TARGET)
         if target is None:
             return
-        next_message: Message[Any] = Message(**target)
-        actor = broker.get_actor(next_message.actor_name)
-        if not next_message.options.get("pipe_ignore", actor.options.get("pipe_ignore", False)):
-            next_message = next_message.copy(args=(*next_message.args, result))
+        next_message = with_result(broker, Message(**target), result)
         broker.enqueue(next_message, delay=next_message.options.get("delay"))

@@ -2,7 +2,8 @@
 
 Importing this module switches ``prometheus_client`` to its multi-process mode, which has to happen before anything
 imports that: each process then writes its values to a file of its own in a folder that the processes of a worker
-program share, and whichever of them has the port serves them all. Metrics of your own are served with ours. If
+program share, and the command line runs one more process that serves them all. Where there is no such process, in a
+program that runs a ``Worker`` itself, whichever has the port serves them. Metrics of your own are served with ours. If
 ``prometheus_client`` was imported before, or is told otherwise, each process has its own values, and serves only those.
 
 Variables, also as ``dramatiq_...``: ``greenroom_prom_host`` (127.0.0.1), ``greenroom_prom_port`` (9191) and
@@ -17,11 +18,14 @@ import shutil
 import sys
 import tempfile
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .. import context
+from ..core.suspects import TOO_MANY_CRASHES
+from ..errors import StaleLease
 from ..logging import get_logger
 from ..settings import getenv, getenv_int, setenv_default
 from .middleware import Middleware
@@ -98,7 +102,7 @@ except ImportError as e:
 
 
 class Prometheus(Middleware):
-    """Counts what a worker process does, and serves it over HTTP from a thread, at any path.
+    """Counts what worker processes do, and serves it over HTTP, at any path.
 
     Parameters:
       host: The address to serve at; ``greenroom_prom_host``, or else 127.0.0.1, so that only this host sees it.
@@ -115,10 +119,20 @@ class Prometheus(Middleware):
         self._metrics: _Metrics | None = None
         self._server: _Server | None = None
 
+    @property
+    def forks(self) -> list[Callable[[], int]]:
+        return [] if _FOLDER is None else [self.serve]
+
+    def serve(self) -> int:
+        """Serves the values of all processes until this one is ended: what the command line runs beside the workers."""
+        _Server(self.host, self.port, _Everything(), self.logger).run()
+        return 0
+
     def after_process_boot(self, broker: BrokerLike) -> None:
         self._metrics = metrics = _Metrics(broker)
-        self._server = _Server(self.host, self.port, metrics, self.logger)
-        self._server.thread.start()
+        if _FOLDER is None or not context.has_forks:
+            self._server = _Server(self.host, self.port, metrics, self.logger)
+            self._server.thread.start()
 
     def after_worker_shutdown(self, broker: BrokerLike, worker: WorkerLike) -> None:
         if self._server is not None:
@@ -148,6 +162,10 @@ class Prometheus(Middleware):
         if self._metrics is not None:
             self._metrics.rejected(message)
 
+    def after_stale_lease(self, broker: BrokerLike, message: Any, error: StaleLease) -> None:
+        if self._metrics is not None:
+            self._metrics.came_too_late(message)
+
     def after_enqueue(self, broker: BrokerLike, message: Any, delay: int | None) -> None:
         if self._metrics is not None and "retries" in message.options:
             self._metrics.retried(message)
@@ -169,6 +187,13 @@ class _Metrics:
         self._errors = counter("dramatiq_message_errors_total", "The total number of errored messages.")
         self._retries = counter("dramatiq_message_retries_total", "The total number of retried messages.")
         self._rejects = counter("dramatiq_message_rejects_total", "The total number of dead-lettered messages.")
+        self._crashes = counter(
+            "dramatiq_message_crashes_total",
+            "The number of messages that came back because a worker died while it ran them.",
+        )
+        self._stale_leases = counter(
+            "dramatiq_stale_leases_total", "The number of messages that were settled too late, and so were not."
+        )
         self._inprogress = gauge(
             "dramatiq_messages_inprogress", "The number of messages in progress.", multiprocess_mode="livesum"
         )
@@ -192,6 +217,8 @@ class _Metrics:
         self._lock = threading.Lock()  # guards: a gauge is what the three above hold
 
     def began(self, message: Any) -> None:
+        if _has_crashed(message):
+            self._crashes.labels(*_labels(message)).inc()
         with self._lock:
             self._no_longer_delayed(message.message_id)
             if id(message) not in self._running:
@@ -216,6 +243,12 @@ class _Metrics:
         with self._lock:
             self._no_longer_delayed(message.message_id)
         self._rejects.labels(*_labels(message)).inc()
+        error = getattr(message, "error", None)
+        if error is not None and error.type == TOO_MANY_CRASHES:  # so it has not begun once more
+            self._crashes.labels(*_labels(message)).inc()
+
+    def came_too_late(self, message: Any) -> None:
+        self._stale_leases.labels(*_labels(message)).inc()
 
     def retried(self, message: Any) -> None:
         self._retries.labels(*_labels(message)).inc()
@@ -262,15 +295,32 @@ class _Metrics:
         self.forget_due()
         if _FOLDER is None:
             return [*self.registry.collect(), *client.REGISTRY.collect()]
+        return _Everything().collect()
+
+
+class _Everything:
+    """The values of all processes, for the server."""
+
+    def collect(self) -> Iterable[Any]:
+        assert _FOLDER is not None
         for pid in _pids_of_gauges(_FOLDER):
             if not _is_alive(pid):
                 multiprocess.mark_process_dead(pid, _FOLDER)  # type: ignore[no-untyped-call]  # its own
         collected: Iterable[Any] = multiprocess.MultiProcessCollector(None, _FOLDER).collect()  # type: ignore[no-untyped-call]  # its own
         return collected
 
+    def forget_due(self) -> None:
+        """Nothing: each process sees to its own."""
+
 
 def _labels(message: Any) -> tuple[str, str]:
     return message.queue_name, message.actor_name
+
+
+def _has_crashed(message: Any) -> bool:
+    """True if the worker that ran this message last has died. A retry inherits the crashes, and is a new delivery."""
+    delivery = getattr(message, "delivery", None)
+    return delivery is not None and bool(delivery.crashes) and delivery.redelivered
 
 
 def _pids_of_gauges(folder: str) -> set[int]:
@@ -279,9 +329,9 @@ def _pids_of_gauges(folder: str) -> set[int]:
 
 
 class _Server:
-    """Serves a process's metrics. Owns its thread, which waits for the port, and then for the end."""
+    """Serves metrics. Owns its thread, which waits for the port, and then for the end; or runs in its caller's."""
 
-    def __init__(self, host: str, port: int, metrics: _Metrics, logger: Any) -> None:
+    def __init__(self, host: str, port: int, metrics: _Metrics | _Everything, logger: Any) -> None:
         self._address = (host, port)
         self._metrics = metrics
         self._logger = logger
@@ -289,14 +339,15 @@ class _Server:
         #: Set once it serves; ``port`` is the real one then.
         self.serves = threading.Event()
         self.port = port
-        self.thread = threading.Thread(target=self._main, name="prometheus", daemon=True)
+        self.thread = threading.Thread(target=self.run, name="prometheus", daemon=True)
 
     def stop(self) -> None:
         """Any thread: frees the port."""
         self._stopped.set()
         self.thread.join(PORT_INTERVAL_S)
 
-    def _main(self) -> None:
+    def run(self) -> None:
+        """Waits for the port, serves, and returns after ``stop``."""
         has_told = False
         while not self._stopped.is_set():
             try:

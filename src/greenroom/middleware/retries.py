@@ -6,6 +6,7 @@ import random
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from ..core.calls import is_wrong_call
 from ..core.failure import traceback_of
 from ..core.options import check_options
 from ..core.retry import (
@@ -37,6 +38,8 @@ class Retries(Middleware):
       min_backoff: Milliseconds; 15 000 by default.
       max_backoff: Milliseconds; seven days by default, which is also the most that is possible.
       retry_when: ``f(retries so far, exception) -> bool``, asked instead of ``max_retries``.
+      retry_wrong_calls: Try again, too, what failed because the actor does not take the message's arguments. False by
+        default: such a message fails for good at once, unless a ``retry_when`` decides.
 
     Options of actors only: ``retry_when``; ``throws``, an exception class or several that are expected and not
     retried; ``on_retry_exhausted``, an actor that is sent ``(message, {"retries", "max_retries"})`` at the end.
@@ -49,6 +52,7 @@ class Retries(Middleware):
         min_backoff: int | None = None,
         max_backoff: int | None = None,
         retry_when: RetryWhen | None = None,
+        retry_wrong_calls: bool = False,
     ) -> None:
         check_options({"max_retries": max_retries, "min_backoff": min_backoff, "max_backoff": max_backoff})
         self.logger = get_logger(__name__, type(self))
@@ -56,6 +60,7 @@ class Retries(Middleware):
         self.min_backoff = DEFAULT_MIN_BACKOFF if min_backoff is None else min_backoff
         self.max_backoff = DEFAULT_MAX_BACKOFF if max_backoff is None else max_backoff
         self.retry_when = retry_when
+        self.retry_wrong_calls = retry_wrong_calls
         #: Where the jitter comes from; tests seed one of their own.
         self.random = random.Random()
 
@@ -82,6 +87,14 @@ class Retries(Middleware):
         retries = options.setdefault("retries", 0)
         max_retries = options.get("max_retries", actor.options.get("max_retries", self.max_retries))
         retry_when = actor.options.get("retry_when", self.retry_when)
+        if retry_when is None and not self.retry_wrong_calls and _is_wrong_call(actor, message, exception):
+            self.logger.warning(
+                "Message %r is not retried: actor %r does not take its arguments.",
+                message.message_id,
+                message.actor_name,
+            )
+            message.fail()
+            return
         if is_exhausted(retries, exception, max_retries=max_retries, retry_when=retry_when):
             self.logger.warning("Retries exceeded for message %r.", message.message_id)
             message.fail()
@@ -106,6 +119,8 @@ class Retries(Middleware):
         except Exception:
             self.logger.exception("The retry of message %r could not be enqueued.", message.message_id)
             message.fail()
+        else:
+            message.sent_again_ms = delay_ms
 
     def _delay_ms(
         self, exception: BaseException, retries: int, options: dict[str, Any], actor_options: dict[str, Any]
@@ -126,6 +141,10 @@ class Retries(Middleware):
         name = message.options.get("on_retry_exhausted") or actor_options.get("on_retry_exhausted")
         if name:
             broker.get_actor(name).send(message.asdict(), {"retries": retries, "max_retries": max_retries})
+
+
+def _is_wrong_call(actor: ActorLike, message: Any, exception: BaseException) -> bool:
+    return isinstance(exception, TypeError) and is_wrong_call(actor.run, message.args, message.kwargs, exception)
 
 
 def _first(*values: Any) -> Any:

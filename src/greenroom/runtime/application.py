@@ -1,4 +1,5 @@
 """Finds the broker of a program: imports its modules and resolves ``module``, ``module:broker``, ``module:function``.
+Finds functions by name, too.
 
 Runs the user's code, so it belongs in a child process or in a program that embeds a worker.
 """
@@ -11,10 +12,11 @@ import sys
 from collections.abc import Callable, Iterable
 from functools import reduce
 from types import ModuleType, TracebackType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from .. import broker as brokers
 from ..errors import BrokerError
+from ..logging import one_line
 from ..settings import did_you_mean
 
 T = TypeVar("T")
@@ -48,7 +50,7 @@ def load_broker(modules: Iterable[str], path: Iterable[str] = ()) -> brokers.Bro
       ApplicationError: If a module cannot be imported, or what was named is not there or not a broker.
       BrokerError: If the user's modules raised it.
     """
-    sys.path[:0] = [os.path.abspath(folder) for folder in path][::-1]
+    _search(path)
     first, *others = modules
     name, _, attribute = first.partition(":")
     module = _import(name)
@@ -56,6 +58,42 @@ def load_broker(modules: Iterable[str], path: Iterable[str] = ()) -> brokers.Bro
     for other in others:
         _import(other)
     return broker or _default_broker()
+
+
+def load_function(spec: str, path: Iterable[str] = ()) -> Callable[[], Any]:
+    """Imports a module and returns the function that ``module:function`` names.
+
+    Parameters:
+      spec: The function; dots are allowed in both parts.
+      path: Folders put in front of ``sys.path`` first, one after the other.
+
+    Raises:
+      ApplicationError: If the module cannot be imported, or there is no such function in it.
+    """
+    _search(path)
+    name, _, attribute = spec.partition(":")
+    found = _look_up(_import(name), attribute)
+    if not callable(found):
+        raise ApplicationError(f"{spec!r} is not a function.")
+    function: Callable[[], Any] = found
+    return function
+
+
+def forks_of(broker: Any) -> list[Callable[[], int]]:
+    """The fork functions of a broker's middleware, in order."""
+    return [fork for middleware in broker.middleware for fork in middleware.forks]
+
+
+def names_of_forks(broker: Any) -> tuple[str, ...]:
+    """What people know them as."""
+    return tuple(
+        one_line(f"{fork.__module__}:{fork.__qualname__}" if hasattr(fork, "__qualname__") else repr(fork))
+        for fork in forks_of(broker)
+    )
+
+
+def _search(path: Iterable[str]) -> None:
+    sys.path[:0] = [os.path.abspath(folder) for folder in path][::-1]
 
 
 def _import(name: str) -> ModuleType:
@@ -82,11 +120,7 @@ def _hint(name: str) -> str:
 
 def _resolve(spec: str, module: ModuleType, attribute: str) -> brokers.Broker | None:
     """The broker that ``spec`` names, or None if it names a function that leaves it to the default broker."""
-    try:
-        found = reduce(getattr, attribute.split("."), module)
-    except AttributeError:
-        hint = did_you_mean(attribute, vars(module)).replace("; did", " Did")
-        raise ApplicationError(f"Module {module.__name__!r} does not define a {attribute!r} variable.{hint}") from None
+    found = _look_up(module, attribute)
     if callable(found) and not isinstance(found, brokers.Broker):
         found = _call(f"calling {spec!r}", found)
         if not isinstance(found, brokers.Broker):
@@ -95,6 +129,14 @@ def _resolve(spec: str, module: ModuleType, attribute: str) -> brokers.Broker | 
     if not isinstance(found, brokers.Broker):
         raise ApplicationError(f"{spec!r} is not a Broker.")
     return _adopt(found)
+
+
+def _look_up(module: ModuleType, attribute: str) -> Any:
+    try:
+        return reduce(getattr, attribute.split("."), module)
+    except AttributeError:
+        hint = did_you_mean(attribute, vars(module)).replace("; did", " Did")
+        raise ApplicationError(f"Module {module.__name__!r} does not define a {attribute!r} variable.{hint}") from None
 
 
 def _adopt(broker: brokers.Broker) -> brokers.Broker:

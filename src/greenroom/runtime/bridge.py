@@ -16,20 +16,20 @@ from __future__ import annotations
 
 import heapq
 import itertools
-import threading
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from collections.abc import Set as AbstractSet
 from queue import Empty, SimpleQueue
 from typing import Any
 
-from ..backoff import full_jitter_s
+from ..board import Board
 from ..core.verdict import Verdict
-from ..errors import BrokerConnectionError, BrokerError, ConnectionClosed, MiddlewareError
+from ..errors import BrokerError
 from ..logging import get_logger
 from ..message import decode_message
 from ..names import dq_name, new_storage_id, q_name
-from ..ports.transport import Delivery, Envelope, Exchange, Features, Settlement
+from ..ports.transport import Delivery, Envelope, Exchange, Features, Incident, Settlement
+from .feeder import Feeder, Held
 
 logger = get_logger("greenroom.worker", "ConsumerThread")
 
@@ -75,57 +75,24 @@ class BridgeTransport:
         """Does nothing: the broker belongs to the user."""
 
 
-class _Held:
-    """A message that a consumer has handed out and that is not settled. Owned by the feeder that made it, then by the
-    pump."""
-
-    __slots__ = ("attempt", "body", "due_ms", "feeder", "proxy", "queue", "takes_room")
-
-    def __init__(self, feeder: _Feeder, proxy: Any, clock_now_ms: int) -> None:
-        self.feeder = feeder
-        self.proxy = proxy
-        self.queue = q_name(feeder.queue_name)
-        self.due_ms = _due_ms(proxy, clock_now_ms)
-        message = getattr(proxy, "_message", proxy)
-        options = {name: value for name, value in message.options.items() if name != "eta"}
-        self.body: bytes = message._replace(queue_name=self.queue, options=options).encode()
-        self.attempt = 0
-        self.takes_room = True
-
-    def leave_room(self) -> None:
-        """It was claimed, or put aside: the feeder may bring another one."""
-        if self.takes_room:
-            self.takes_room = False
-            self.feeder.has_room()
-
-
-def _due_ms(proxy: Any, now_ms: int) -> int | None:
-    eta = proxy.options.get("eta")
-    if eta is None:
-        return None
-    if isinstance(eta, bool) or not isinstance(eta, (int, float)):
-        logger.warning("Invalid eta value for message %r: %.100r. It is run at once.", proxy.message_id, eta)
-        return now_ms
-    return int(eta)
-
-
 class BridgeConsumer:
     """A ``Consumer`` over the consumers of a user's broker. Owned by the pump; any thread may call ``wake``."""
 
     def __init__(self, transport: BridgeTransport) -> None:
         self._transport = transport
         self._clock = transport.broker.clock
-        self._feeders: dict[str, _Feeder] = {}
-        self._news: SimpleQueue[_Held | None] = SimpleQueue()
+        self._feeders: dict[str, Feeder] = {}
+        self._news: SimpleQueue[Held | None] = SimpleQueue()
         self._woken = False
         self._paused: set[str] = set()
-        self._ready: dict[str, deque[_Held]] = {}
-        self._delayed: list[tuple[int, int, _Held]] = []
+        self._ready: dict[str, deque[Held]] = {}
+        self._delayed: list[tuple[int, int, Held]] = []
         self._numbers = itertools.count()
-        self._claimed: dict[str, _Held] = {}
+        self._marks = itertools.count(1)
+        self._claimed: dict[str, Held] = {}
         # What a trip has settled, and is still to give back, if it failed later on: it is made again as it was.
         self._applied: set[str] = set()
-        self._requeued: dict[_Feeder, list[Any]] = {}
+        self._requeued: dict[Feeder, list[Any]] = {}
 
     def subscribe(self, queues: Collection[str]) -> None:
         broker = self._transport.broker
@@ -139,7 +106,7 @@ class BridgeConsumer:
     def _feed_from(self, queue_name: str, prefetch: int) -> None:
         feeder = self._feeders.get(queue_name)
         if feeder is None:
-            feeder = self._feeders[queue_name] = _Feeder(self._transport, queue_name, prefetch, self._news.put)
+            feeder = self._feeders[queue_name] = Feeder(self._transport, queue_name, prefetch, self._news.put)
             feeder.start()
         feeder.resume()
 
@@ -182,7 +149,7 @@ class BridgeConsumer:
         self._applied.clear()
         return settled, lost
 
-    def _settle(self, held: _Held, settlement: Settlement) -> None:
+    def _settle(self, held: Held, settlement: Settlement) -> None:
         verdict, consumer = settlement.verdict, held.feeder.connected()
         if settlement.push:
             self._transport.push(settlement.push)
@@ -206,7 +173,7 @@ class BridgeConsumer:
             return False
         return True
 
-    def _claim(self, shelves: Iterable[deque[_Held]], limit: int) -> list[Delivery]:
+    def _claim(self, shelves: Iterable[deque[Held]], limit: int) -> list[Delivery]:
         deliveries: list[Delivery] = []
         for shelf in shelves:
             while shelf and len(deliveries) < limit:
@@ -215,7 +182,7 @@ class BridgeConsumer:
                 held.leave_room()
                 token = new_storage_id()
                 self._claimed[token] = held
-                deliveries.append(Delivery(held.queue, token, held.body, token, held.attempt))
+                deliveries.append(Delivery(held.queue, token, held.body, token, held.attempt, mark=next(self._marks)))
         return deliveries
 
     # --- what came, and what is due
@@ -227,7 +194,7 @@ class BridgeConsumer:
         except Empty:
             self._promote()
 
-    def _take(self, held: _Held | None) -> None:
+    def _take(self, held: Held | None) -> None:
         if held is None:
             return
         if held.due_ms is not None:
@@ -235,7 +202,7 @@ class BridgeConsumer:
         else:
             self._ready[held.queue].append(held)
 
-    def _delay(self, held: _Held, due_ms: int) -> None:
+    def _delay(self, held: Held, due_ms: int) -> None:
         held.leave_room()
         heapq.heappush(self._delayed, (due_ms, next(self._numbers), held))
 
@@ -259,6 +226,17 @@ class BridgeConsumer:
     def wake(self) -> None:
         self._woken = True
         self._news.put(None)
+
+    def board(self, places: int, *, parent_pid: int = 0) -> Board:
+        """A board in memory: nobody would read another one, for such brokers count no crashes."""
+        return Board.in_memory(places)
+
+    def history(self, delivery: Delivery) -> Sequence[Incident]:
+        """Nothing: such brokers keep none."""
+        return ()
+
+    def reap_soon(self) -> None:
+        """Does nothing: such brokers find out by themselves who has died."""
 
     def extend(self) -> None:
         """Does nothing: such brokers have no lease that we know of."""
@@ -286,110 +264,3 @@ class BridgeConsumer:
         for feeder in list(self._requeued):
             feeder.connected().requeue(self._requeued[feeder])
             del self._requeued[feeder]
-
-
-class _Feeder(threading.Thread):
-    """Iterates one consumer of the user's broker. Owns its ``consumer``, which the pump uses to settle."""
-
-    def __init__(
-        self, transport: BridgeTransport, queue_name: str, prefetch: int, arrived: Callable[[_Held], None]
-    ) -> None:
-        super().__init__(name=f"consumer-{queue_name}", daemon=True)
-        self.queue_name = queue_name
-        self.consumer: Any = None
-        self._transport = transport
-        self._prefetch = prefetch
-        self._arrived = arrived
-        self._stops = threading.Event()
-        self._runs = threading.Event()
-        # One more than the prefetch: a consumer that keeps to it is always iterated on, one that does not is held up.
-        self._room = threading.Semaphore(prefetch + 1)
-        self._failures = 0
-
-    # --- called by the pump
-
-    def pause(self) -> None:
-        self._runs.clear()
-
-    def resume(self) -> None:
-        self._runs.set()
-
-    def has_room(self) -> None:
-        """One of those that wait was claimed."""
-        self._room.release()
-
-    def connected(self) -> Any:
-        """The consumer; raises ``ConnectionClosed`` while there is none."""
-        consumer = self.consumer
-        if consumer is None:
-            raise ConnectionClosed(f"The consumer of queue {self.queue_name!r} is being connected.")
-        return consumer
-
-    def stop(self) -> None:
-        self._stops.set()
-        self._runs.set()
-        self._room.release()
-
-    def has_ended(self) -> bool:
-        """Waits as long as an idle consumer may take to yield."""
-        self.join(self._transport.timeout_ms / 1000 + 1.0)
-        if self.is_alive():
-            logger.warning(
-                "The consumer of queue %r does not end; its messages are left to the broker.", self.queue_name
-            )
-        return not self.is_alive()
-
-    def disconnect(self) -> None:
-        consumer, self.consumer = self.consumer, None
-        if consumer is not None:
-            try:
-                consumer.close()
-            except Exception:
-                logger.exception("Closing the consumer of queue %r failed.", self.queue_name)
-
-    # --- the thread
-
-    def run(self) -> None:
-        while not self._stops.is_set():
-            try:
-                self._connect()
-                self._iterate()
-            except BrokerConnectionError as e:
-                logger.critical("The consumer of queue %r has lost its connection: %s", self.queue_name, e)
-            except Exception:
-                logger.critical("The consumer of queue %r has failed.", self.queue_name, exc_info=True)
-            if not self._stops.is_set():
-                self.disconnect()
-                self._stops.wait(full_jitter_s(self._failures, cap_s=self._transport.restart_delay_s))
-                self._failures += 1
-
-    def _connect(self) -> None:
-        transport = self._transport
-        self.consumer = transport.broker.consume(self.queue_name, prefetch=self._prefetch, timeout=transport.timeout_ms)
-
-    def _iterate(self) -> None:
-        messages = iter(self.consumer)
-        while True:
-            self._runs.wait()
-            self._room.acquire()
-            if self._stops.is_set():
-                return
-            proxy = next(messages, self)
-            if proxy is self:  # the consumer has ended by itself
-                return
-            self._failures = 0
-            if proxy is None or not self._hand_over(proxy):
-                self._room.release()
-
-    def _hand_over(self, proxy: Any) -> bool:
-        broker = self._transport.broker
-        try:
-            if "eta" in proxy.options:
-                broker.emit_before("delay_message", proxy)
-            held = _Held(self, proxy, broker.clock.now_ms())
-        except (MiddlewareError, TypeError, ValueError) as e:
-            logger.error("Message %s of queue %r cannot be run: %s", proxy.message_id, self.queue_name, e)
-            self.connected().nack(proxy)
-            return False
-        self._arrived(held)
-        return True

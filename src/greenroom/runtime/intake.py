@@ -8,26 +8,28 @@ from typing import Any
 from ..core.run import Run
 from ..core.verdict import Verdict
 from ..ports.transport import Delivery, Settlement
-from .admission import Admission
+from .admission import Admission, Admitted, History
 from .lanes import Lane
 
 
 class Intake:
     """Owned by the pump's thread."""
 
-    def __init__(self, broker: Any, threads: Lane, loop: Lane) -> None:
-        self._admit = Admission(broker).admit
+    def __init__(self, broker: Any, threads: Lane, loop: Lane, history: History | None) -> None:
+        admission = Admission(broker, history)
+        self._admit = admission.admit
+        self.catch_up = admission.catch_up
         self._threads = threads
         self._loop = loop
         self._skipped: dict[str, Lane] = {}
 
-    def feed(self, deliveries: Sequence[Delivery]) -> list[Settlement]:
-        """Hands deliveries over; returns settlements for those that cannot be run, or not here and now."""
+    def feed(self, deliveries: Sequence[Delivery]) -> Admitted:
+        """Hands deliveries over; returns what was admitted, with settlements for what cannot be run here and now."""
         threads, loop = self._threads, self._loop
-        runs, decided = self._admit(deliveries)
+        admitted = self._admit(deliveries)
         batches: dict[tuple[Lane, int], list[Run]] = {}
         lane, priority = None, 0
-        for run in runs:
+        for run in admitted.runs:
             actor = run.actor
             options = run._message.options
             its_lane = loop if actor.is_async else threads
@@ -38,8 +40,14 @@ class Intake:
             batch.append(run)
         self._learn_shares(batches)
         for key in sorted(batches, key=_priority) if len(batches) > 1 else batches:
-            decided += self._hand_over(*key, batches[key])
-        return decided
+            admitted.decided += self._hand_over(*key, batches[key])
+        return admitted
+
+    def feed_alone(self, run: Run) -> None:
+        """Hands over a run while nothing else is held."""
+        lane = self._loop if run.actor.is_async else self._threads
+        lane.held += 1
+        lane.executor.feed((run,), 0)
 
     def _learn_shares(self, batches: dict[tuple[Lane, int], list[Run]]) -> None:
         """Notes how the kinds are mixed of late; the older half of the memory fades with every claim."""

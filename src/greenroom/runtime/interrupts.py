@@ -11,7 +11,7 @@ from ..context import interruptible
 from ..core.run import Run
 from ..errors import Interrupt
 from ..middleware.time_limit import TimeLimitExceeded
-from ..threading import raise_thread_exception, recall_thread_exception
+from ..threading import land_thread_exception, raise_thread_exception, recall_thread_exception
 from .slot import Slot
 
 
@@ -94,7 +94,7 @@ def let_land(slot: Slot) -> None:
     """The slot's thread, outside the actor: lets an interrupt that may be on its way land here."""
     with slot.lock:  # the ticker has sent it, or it has not
         slot.armed = False
-    recall_thread_exception(slot.thread_id)  # where one is due, this call never gets so far as to recall it
+    land_thread_exception(slot.thread_id)
 
 
 def disarm(slot: Slot) -> None:

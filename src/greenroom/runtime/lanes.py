@@ -94,10 +94,13 @@ class QueueCap:
         fullest = max((held for held in self._held.values() if held < self._cap), default=0)
         return min(limit, self._cap - fullest), skip | full
 
-    def claimed(self, deliveries: Sequence[Delivery], decided: Sequence[Settlement]) -> None:
-        """These were claimed; those that were decided at once are not held."""
+    def claimed(self, deliveries: Sequence[Delivery]) -> None:
+        """These were claimed."""
         self._held.update(delivery.queue for delivery in deliveries)
-        self._held.subtract(settlement.delivery.queue for settlement in decided)
+
+    def decided(self, settlements: Sequence[Settlement]) -> None:
+        """These were decided without having run: they are not held any more."""
+        self._held.subtract(settlement.delivery.queue for settlement in settlements)
 
     def returned(self, runs: Sequence[Run]) -> None:
         """These have finished."""

@@ -17,15 +17,19 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from .. import failpoints
+from ..context import executing
 from ..core.outbox import NOT_WAITING, Outbox
 from ..core.ready import Buckets
 from ..core.run import Run
+from ..forksafe import in_child
 from ..logging import get_logger, one_line
 from ..middleware.shutdown import Shutdown
 from ..middleware.time_limit import TimeLimitExceeded
 from .coroutines import cancel
 from .slot import Slot
-from .steps import Steps
+from .steps import Steps, compile_steps
+from .strays import leave, leave_with
 
 logger = get_logger("greenroom.worker", "LoopThread")
 
@@ -47,15 +51,18 @@ def new_event_loop() -> asyncio.AbstractEventLoop:
 
 class LoopExecutor:
     """Owned by the loop's thread, which starts with the first message; ``feed`` is called by the pump, ``tick`` and
-    ``notify_shutdown`` by others, through ``call_soon_threadsafe``."""
+    ``notify_shutdown`` by others, through ``call_soon_threadsafe``. ``cells`` are those of the board, ``count`` of
+    them."""
 
-    def __init__(self, broker: Any, count: int, outbox: Outbox) -> None:
+    def __init__(self, broker: Any, count: int, outbox: Outbox, cells: memoryview) -> None:
         self.broker = broker
         self.count = count
         self.outbox = outbox
+        self._cells = cells
         self.slots = [Slot(index) for index in range(count)]
         self._free = list(reversed(self.slots))
         self._ready = Buckets()
+        self._pop = failpoints.after("start.before_attempt_persist", self._ready.pop)
         self._steps: Steps | None = None
         self._hook_pool: ThreadPoolExecutor | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -116,7 +123,7 @@ class LoopExecutor:
         assert self._loop is not None
         create_task = self._loop.create_task
         while self._free:
-            run = self._ready.pop()
+            run = self._pop()
             if run is None:
                 return
             slot = self._free.pop()
@@ -125,9 +132,11 @@ class LoopExecutor:
             slot.task = create_task(self._run(run, slot), context=contextvars.Context())
 
     async def _run(self, run: Run, slot: Slot) -> None:
+        executing.set(run)
+        self._cells[slot.index] = run.delivery.mark  # from here on a crash is charged to it
         steps = self._steps
         if steps is None or steps.hooks is not self.broker._hooks:  # its middleware was changed
-            steps = self._steps = Steps(self.broker)
+            steps = self._steps = compile_steps(self.broker)
         try:
             if steps.blocking:
                 await self._run_blocking(steps, run)
@@ -164,6 +173,7 @@ class LoopExecutor:
         return future.result()
 
     def _finished(self, run: Run, slot: Slot) -> None:
+        self._cells[slot.index] = 0  # before it can be settled: its mark may then be another's
         run._exception = None
         slot.run = slot.task = None
         slot.forget_policies()
@@ -180,7 +190,7 @@ class LoopExecutor:
     def tick(self, now_s: float) -> None:
         """Cancels what runs over its time limit, and reports a loop that is blocked."""
         loop = self._loop
-        if loop is None:
+        if loop is None or self._ended:
             return
         for slot in self.slots:
             if self._stops:
@@ -268,9 +278,19 @@ async def _call(steps: Steps, run: Run) -> tuple[Any, BaseException | None]:
     started_s = time.perf_counter()
     slot = run.slot
     try:
-        return await steps.acall(run), None
+        result = await steps.acall(run)
+        if not steps.home[0]:
+            leave(run)
+        return result, None
     except BaseException as e:  # noqa: BLE001  # whatever an actor raises is its failure
+        if not steps.home[0]:
+            leave(run, e)
         return None, e
     finally:
         slot.busy_s += time.perf_counter() - started_s
         slot.runs += 1
+
+
+@in_child
+def _keep_children_from_the_loop() -> None:
+    leave_with(LoopExecutor._run.__code__)

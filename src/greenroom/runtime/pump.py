@@ -7,7 +7,8 @@ Its law:
   the next batch. What keeps trips large is a threshold: while executors have ready work, nothing is claimed until a
   quarter of the target is free, and nothing is settled until a quarter has finished or 2 ms have passed.
 * **No user code here**, so that nothing a task does can stop settling.
-* **A trip that failed is made again as it was**, after a wait with full jitter, for ever.
+* **A trip that failed is made again as it was**, after a wait with full jitter, for ever; unless the error is one of
+  the few that no waiting mends. Then the pump ends.
 """
 
 from __future__ import annotations
@@ -18,18 +19,22 @@ from collections.abc import Callable, Sequence
 from queue import Empty, SimpleQueue
 from typing import Any, Protocol
 
-from ..backoff import full_jitter_s
+from .. import failpoints
 from ..core.outbox import Outbox
 from ..core.prefetch import MAX_CLAIM
 from ..core.run import Run
 from ..core.verdict import Verdict
-from ..errors import BrokerError, BrokerFull
+from ..errors import BrokerError
 from ..logging import get_logger
-from ..ports.transport import MAX_TRIP, Consumer, Delivery, ErrorText, Exchange, Settlement
+from ..ports.transport import MAX_TRIP, Consumer, Delivery, Exchange, Incident, Settlement
+from .errands import Errands
 from .intake import Intake
+from .isolation import Isolation
 from .lanes import Lane, QueueCap, joint_limit
 from .loop import LoopExecutor
+from .store_writer import StoreWriters
 from .threads import ThreadExecutor
+from .trips import PERMANENT, Trips
 
 logger = get_logger("greenroom.worker", "Pump")
 
@@ -40,13 +45,17 @@ _ADJUST_EVERY = 8
 
 
 class PumpListener(Protocol):
-    """Who is told of what the pump has done, on the pump's thread: a worker."""
+    """Who is told of what the pump has done, on the pump's thread."""
 
     def settled(self, runs: Sequence[Run]) -> None:
         """The engine has settled these runs."""
 
-    def crashed(self) -> None:
-        """The pump has ended, because of an error that nothing should raise."""
+    def lost(self, settlements: Sequence[Settlement], runs: Sequence[Run]) -> None:
+        """The engine has not applied these settlements: their messages were given to somebody else. ``runs`` are those
+        of them that were run."""
+
+    def failed(self, error: Exception) -> None:
+        """The pump ends, because of a permanent error of the engine's or one that nothing should raise."""
 
 
 class Pump:
@@ -58,18 +67,19 @@ class Pump:
         consumer: Consumer,
         threads: ThreadExecutor,
         loop: LoopExecutor,
-        outbox: Outbox,
         *,
         wait_s: float,
+        keeps_history: bool,
+        listener: PumpListener,
         queue_cap: int | None = None,
-        listener: PumpListener | None = None,
     ) -> None:
         self.consumer = consumer
         self._broker = broker
         self._threads = Lane(threads)
         self._loop = Lane(loop)
-        self._intake = Intake(broker, self._threads, self._loop)
-        self._outbox = outbox
+        self._intake = Intake(broker, self._threads, self._loop, self._history if keeps_history else None)
+        self._isolation = Isolation(broker, self._intake, self._threads, self._loop)
+        self._outbox: Outbox = threads.outbox
         self._wait_s = wait_s
         self._cap = QueueCap(queue_cap) if queue_cap else None
         self._listener = listener
@@ -80,12 +90,14 @@ class Pump:
         self._lanes: tuple[Lane, ...] = ()  # those that have actors
         self._actors_seen = -1
         self._dry = False
-        self._trips = 0
-        self._failures = 0
-        self._no_room = False
+        self._owes_trip = False
+        self._trips = Trips(consumer, self._listen)
+        self._feeds = 0
         self._mean_body = 0.0
         self._finished: list[Run] = []  # taken from the outbox, not settled yet
         self._decided: list[Settlement] = []  # settled without having run: not decodable, unknown, released
+        self.writers = StoreWriters()
+        self._errands = Errands(broker, self.writers, self.order, self._finish, self._decide)
         self.thread = threading.Thread(target=self._main, name="pump", daemon=True)
 
     # --- called by other threads
@@ -103,8 +115,18 @@ class Pump:
         self.consumer.wake()
         self._bell.put(None)
 
+    def reap_soon(self) -> None:
+        """Any thread: makes a trip at once, also if there is nothing to claim or to settle, and has it look for owners
+        that have died."""
+        self.consumer.reap_soon()
+        self.order(self._owe_trip)
+
+    def _owe_trip(self) -> None:
+        self._owes_trip = True
+
     def stop(self, deadline_s: float) -> None:
         """Any thread: release what has not started, settle what finishes until ``deadline_s`` (monotonic), end."""
+        self._trips.deadline_s = deadline_s
         self._stop_at_s = deadline_s
         self.consumer.wake()
         self._bell.put(None)
@@ -112,20 +134,29 @@ class Pump:
     # --- the loop
 
     def _main(self) -> None:
+        gives_back_all = False
         try:
             while self._stop_at_s is None:
                 self._follow_orders()
                 self._step()
             self._wind_up(self._stop_at_s)
-        except Exception:
+        except PERMANENT as e:
+            logger.critical("Nothing is claimed or settled any more: %s: %s", type(e).__name__, e)
+            self._drain()
+            self._listener.failed(e)
+        except Exception as e:
+            gives_back_all = self._stop_at_s is None
             logger.critical("The pump has failed; nothing is claimed any more.", exc_info=True)
-            if self._listener is not None:
-                self._listener.crashed()
+            self._listener.failed(e)
         finally:
-            self._close()
+            if gives_back_all or not self._holds():
+                self._close()
 
     def _step(self) -> None:
         self._collect()
+        if self._isolation.is_on:
+            unsettled = self._finished or self._decided or self._errands.waiting
+            self._decide(self._isolation.step(all_settled=not unsettled))
         lanes = self._active_lanes()
         limit = self._limit(lanes)
         unsettled = len(self._finished) + len(self._decided)
@@ -134,12 +165,14 @@ class Pump:
             self._collect()
             limit = self._limit(lanes)
             unsettled = len(self._finished) + len(self._decided)
-        if unsettled:
+        if unsettled or self._owes_trip:
             self._trip(limit)
         elif limit and self._dry:
             self._wait_for_messages()
         elif limit:
             self._trip(limit)
+        elif self._isolation.is_on:
+            self._wait_for_runs(self._isolation.wait_s(self._wait_s), lanes)
         else:
             self._wait_for_runs(self._wait_s, lanes)
 
@@ -148,7 +181,7 @@ class Pump:
         runs = self._outbox.take(MAX_CLAIM - len(self._finished))  # settled in turns as short as claims are
         if not runs:
             return
-        self._finished += runs
+        self._finished += self._errands.leave(runs)
         on_loop = sum([run.actor.is_async for run in runs]) if self._loop.held else 0
         self._loop.held -= on_loop
         self._threads.held -= len(runs) - on_loop
@@ -165,6 +198,8 @@ class Pump:
 
     def _limit(self, lanes: tuple[Lane, ...]) -> int:
         """How many messages to claim now."""
+        if self._isolation.is_on or self._errands.waiting >= MAX_CLAIM:
+            return 0
         if len(lanes) == 1:
             return lanes[0].limit()
         return joint_limit(lanes, self._threads.executor.count)
@@ -175,8 +210,12 @@ class Pump:
     def _is_busy(self, lanes: tuple[Lane, ...]) -> bool:
         return any(lane.is_busy for lane in lanes)
 
+    def _holds(self) -> bool:
+        return bool(self._threads.held or self._loop.held)
+
     def _trip(self, limit: int) -> None:
-        runs, self._finished = self._finished, []
+        self._owes_trip = False
+        runs, self._finished = self._finished[:MAX_TRIP], self._finished[MAX_TRIP:]
         settle = [run.settlement for run in runs]
         room = MAX_TRIP - len(settle)
         settle += self._decided[:room]
@@ -185,7 +224,7 @@ class Pump:
         if self._cap is not None:
             self._cap.returned(runs)
             limit, skip = self._cap.bound(limit, skip)
-        exchange = self._exchange(settle, 0 if self._no_room else limit, skip)
+        exchange = self._trips.make(settle, limit, skip)
         if exchange is None:
             return
         self._settled(runs, settle, exchange)
@@ -193,59 +232,67 @@ class Pump:
             self._dry = not exchange.more
             self._feed(exchange.deliveries)
 
-    def _exchange(self, settle: Sequence[Settlement], limit: int, skip: frozenset[str]) -> Exchange | None:
-        """Makes a trip until it is answered. None if the pump was stopped meanwhile."""
-        while True:
-            try:
-                exchange = self.consumer.exchange(settle, limit, skip)
-            except BrokerError as e:
-                self._no_room = isinstance(e, BrokerFull)
-                if self._no_room:
-                    limit = 0
-                self._failed_trip(e)
-                if self._stop_at_s is not None and time.monotonic() >= self._stop_at_s:
-                    return None
-            else:
-                if self._failures:
-                    logger.info("The broker answers again.")
-                self._failures = 0
-                self._no_room = False
-                return exchange
-
-    def _failed_trip(self, error: BrokerError) -> None:
-        delay_s = full_jitter_s(self._failures)
-        self._failures += 1
-        logger.warning("A trip to the broker failed, trying again in %.1f s: %s", delay_s, error)
-        self._listen(delay_s)
-
     def _settled(self, runs: Sequence[Run], settle: Sequence[Settlement], exchange: Exchange) -> None:
         if len(exchange.settled) == len(settle):
-            if self._listener is not None and runs:
+            if runs:
                 self._listener.settled(runs)
             return
-        settled = {id(s) for s in exchange.settled}
-        if self._listener is not None:
-            self._listener.settled([run for run in runs if id(run.settlement) in settled])
-        for s in exchange.lost:
-            logger.warning("Message %s is no longer ours: its %s was not applied.", s.delivery.id, s.verdict.name)
-        for s, error in exchange.refused:
-            logger.error("The %s of message %s is impossible: %s", s.verdict.name, s.delivery.id, error)
-            reason = ErrorText(type(error).__name__, str(error))
-            self._decided.append(Settlement(s.delivery, Verdict.DEAD, error=reason))
+        settled, lost = {id(s) for s in exchange.settled}, {id(s) for s in exchange.lost}
+        self._listener.settled([run for run in runs if id(run.settlement) in settled])
+        if lost:
+            self._lost(exchange.lost, [run for run in runs if id(run.settlement) in lost])
+        if exchange.refused:
+            self._refused(exchange.refused)
+
+    def _refused(self, refused: Sequence[tuple[Settlement, Exception]]) -> None:
+        if self._cap is not None:  # they are held until they are decided anew
+            self._cap.claimed([s.delivery for s, _ in refused])
+        self._decide(self._errands.refused(refused))
+
+    def _lost(self, settlements: Sequence[Settlement], runs: Sequence[Run]) -> None:
+        """We were taken for dead, and others run what we held. So what has not started is let go: if some of it is ours
+        all the same, it is given back."""
+        late = [s for s in settlements if s.verdict is not Verdict.RELEASE]
+        if late:
+            self._listener.lost(late, runs)
+            self._decide(_released(self._drain()))
 
     def _feed(self, deliveries: Sequence[Delivery]) -> None:
         if not deliveries:
             return
         size = sum([len(delivery.body) for delivery in deliveries]) / len(deliveries)
         self._mean_body = size if not self._mean_body else (self._mean_body + size) / 2
-        self._trips += 1
-        if self._trips % _ADJUST_EVERY == 1:
+        self._feeds += 1
+        if self._feeds % _ADJUST_EVERY == 1:
             self._threads.adjust(self._mean_body)
             self._loop.adjust(self._mean_body)
-        decided = self._intake.feed(deliveries)
+        admitted = self._intake.feed(deliveries)
         if self._cap is not None:
-            self._cap.claimed(deliveries, decided)
-        self._decided += decided
+            self._cap.claimed(deliveries)
+        self._errands.take(admitted)
+        self._decide(admitted.decided)
+        self._finished += admitted.condemned
+        self._isolation.add(admitted.suspects)
+        if failpoints.armed:
+            failpoints.hit("prefetch.queued")
+
+    def _finish(self, run: Run) -> None:
+        self._finished.append(run)
+
+    def _decide(self, settlements: Sequence[Settlement]) -> None:
+        """Settles, with the next trips, what has not run: it is not held any more."""
+        self._decided += settlements
+        if self._cap is not None:
+            self._cap.decided(settlements)
+
+    def _history(self, delivery: Delivery) -> Sequence[Incident]:
+        try:
+            return self.consumer.history(delivery)
+        except PERMANENT:
+            raise
+        except BrokerError as e:
+            logger.warning("The history of message %s cannot be read: %s", delivery.id, e)
+            return ()
 
     # --- waiting
 
@@ -260,14 +307,17 @@ class Pump:
 
     def _wait_for_messages(self) -> None:
         """Waits in the engine, for a message or for a run that finishes."""
+        self._intake.catch_up()
         self._waits_in_engine = True
         self._outbox.announce(1)
         try:
             if not self._outbox.items and self._orders.empty() and self._stop_at_s is None:
                 self.consumer.wait(self._wait_s)
+        except PERMANENT:
+            raise
         except BrokerError as e:
             self._waits_in_engine = False
-            self._failed_trip(e)
+            self._trips.failed(e)
         finally:
             self._waits_in_engine = False
             self._outbox.withdraw()
@@ -292,15 +342,14 @@ class Pump:
     def _wind_up(self, deadline_s: float) -> None:
         """Releases what has not started, then settles what finishes until nothing runs or the grace is over."""
         self._cap = None
-        for lane in (self._threads, self._loop):
-            runs = lane.executor.drain()
-            lane.held -= len(runs)
-            self._decided += [Settlement(run.delivery, Verdict.RELEASE) for run in runs]
+        self._decided += _released(self._drain())
+        failpoints.hit("shutdown.after_stop_fetch")
         while True:
+            self._follow_orders()
             self._collect()
             if self._finished or self._decided:
                 self._trip(0)
-            elif not (self._threads.held or self._loop.held) or time.monotonic() >= deadline_s:
+            elif not (self._holds() or self._errands.waiting) or time.monotonic() >= deadline_s:
                 return
             else:
                 self._outbox.announce(1)
@@ -308,11 +357,23 @@ class Pump:
                     self._listen(min(1.0, max(0.0, deadline_s - time.monotonic())))
                 self._outbox.withdraw()
 
+    def _drain(self) -> list[Run]:
+        """Takes back all that has not started."""
+        drained = self._isolation.drain()
+        for lane in (self._threads, self._loop):
+            runs = lane.executor.drain()
+            lane.held -= len(runs)
+            drained += runs
+        return drained
+
     def _close(self) -> None:
-        """Ends the owner. Where something still runs it lives on with its process, so that nobody else starts that."""
-        if self._stop_at_s is not None and (self._threads.held or self._loop.held):
-            return
+        """Ends the owner. Not called where something still runs: the owner lives on with its process then, so that
+        nobody else starts that."""
         try:
             self.consumer.close()
         except BrokerError as e:
             logger.warning("Closing the consumer failed: %s", e)
+
+
+def _released(runs: Sequence[Run]) -> list[Settlement]:
+    return [Settlement(run.delivery, Verdict.RELEASE) for run in runs]

@@ -24,6 +24,8 @@ class Slot:
     ``shielded`` is True while the actor is in library code that must not be interrupted; ``owed`` is what has to be
     raised at its end, and in which run.
 
+    ``index`` is its cell of the board, among those of its executor.
+
     ``deadline`` is on the monotonic clock, 0.0 for none. ``busy_s`` and ``runs`` are sums since the start, from which
     the pump computes the mean run time.
     """

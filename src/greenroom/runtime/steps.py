@@ -8,19 +8,31 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from msgspec import structs
+
+from .. import failpoints
+from ..core.ending import Ending, Outcome
 from ..core.failure import message_of, traceback_of, type_name
+from ..core.graph import MARKS, MEMBER_ONLY
 from ..core.retry import is_expected
 from ..core.run import Run
 from ..core.verdict import Verdict
+from ..core.waiting import due_ms
 from ..errors import MiddlewareError, RateLimitExceeded, Retry, SkipMessage
+from ..forksafe import new_witness
 from ..logging import get_logger, one_line
+from ..middleware.composing import departure_of
+from ..middleware.pipelines import Pipelines
 from ..ports.transport import ErrorText, Settlement
 from .coroutines import call_async_actor
+from .endings import ask, sealed
 from .interrupts import call_actor
+from .strays import leave
 
 logger = get_logger("greenroom.worker", "WorkerThread")
 
-_ACK = Verdict.ACK  # looking a member up is slow, and this one is wanted once a message
+_ACK = Verdict.ACK  # looking a member up is slow, and these are wanted once a message
+_DONE = Outcome.DONE
 
 
 class Steps:
@@ -31,24 +43,31 @@ class Steps:
         "_before",
         "_before_ack",
         "_broker",
-        "_keeps_results",
+        "_composes",
+        "_ending",
         "_lean",
+        "_results",
         "awrap",
         "blocking",
+        "home",
         "hooks",
         "wrap",
     )
 
     def __init__(self, broker: Any) -> None:
         self._broker = broker
+        #: False in a process that an actor has forked.
+        self.home = new_witness()
         self.hooks = hooks = broker.hooks
         self._before = hooks.before_process_message
         self._after = hooks.after_process_message
         self._before_ack = hooks.before_ack
-        self._lean: dict[Any, tuple[Any, Any]] = {}
+        self._ending = hooks.ending
+        self._composes = any(type(getattr(hook, "__self__", None)) is Pipelines for hook in hooks.ending)
+        self._lean: dict[Any, tuple[Any, Any, Any]] = {}
         self.wrap = hooks.wrap
         self.awrap = hooks.awrap
-        self._keeps_results = any(type(m).__name__ == "Results" for m in broker.middleware)
+        self._results = next((m for m in broker.middleware if hasattr(m, "ttl_of")), None)
         #: True if a hook around an async actor may block, so that it must not run on the loop.
         self.blocking = any(
             getattr(getattr(hook, "__self__", None), "blocking", False) for hook in (*self._before, *self._after)
@@ -57,7 +76,11 @@ class Steps:
     def begin(self, run: Run) -> bool:
         """Runs ``before_process_message``; False if the actor is not to be called."""
         broker = self._broker
-        before = self._before if run._message.options else (self._lean.get(run.actor) or self._learn(run.actor))[0]
+        options = run._message.options
+        if options and options.keys() != MEMBER_ONLY:
+            before = self._before
+        else:
+            before = (self._lean.get(run.actor) or self._learn(run.actor))[0]
         try:
             for hook in before:
                 try:
@@ -68,6 +91,7 @@ class Steps:
                     broker._hook_failed("before", "process_message", hook)
         except SkipMessage as e:
             logger.debug("Message %s was skipped: %s", one_line(run.message_id, 255), e)
+            run.skipped = True
             if run.failed:
                 run.error = ErrorText(type_name(e), message_of(e))
             broker.emit_after("skip_message", run)
@@ -106,23 +130,33 @@ class Steps:
             return await self.awrap[layer](self._broker, run, lambda: self._awrapped(run, layer + 1))
         return await call_async_actor(run)
 
-    def _learn(self, actor: Any) -> tuple[Any, Any]:
+    def _learn(self, actor: Any) -> tuple[Any, Any, Any]:
         """The hooks around a message of ``actor`` that has no options and succeeds. The hot path does no work for what
         is not in use: of the default middleware one hook is left."""
         hooks = self.hooks
-        lean = (hooks.lean("before_process_message", actor), hooks.lean("after_process_message", actor))
+        lean = (
+            hooks.lean("before_process_message", actor),
+            hooks.lean("after_process_message", actor),
+            hooks.lean("ending", actor),
+        )
         self._lean[actor] = lean
         return lean
 
     def finish(self, run: Run, result: Any, exception: BaseException | None) -> None:
         """Runs ``after_process_message``, in reverse, with what the actor returned or raised."""
         broker = self._broker
-        if exception is not None or run._message.options:
+        if isinstance(exception, RateLimitExceeded) and self._waits(run):
+            self._postpone(run, exception)
+            return
+        options = run._message.options
+        if exception is not None or (options and options.keys() != MEMBER_ONLY):
             after = self._after
         else:
             after = (self._lean.get(run.actor) or self._learn(run.actor))[1]
         if result is not None:
             self._warn_of_lost_result(run)
+            if self._ending:
+                run.result = result
         if exception is not None:
             run.stuff_exception(exception)
             broker.note_failure(run, exception)
@@ -133,12 +167,39 @@ class Steps:
             except Exception:  # noqa: BLE001  # a broken hook must not stop the message
                 broker._hook_failed("after", "process_message", hook)
 
+    def _waits(self, run: Run) -> bool:
+        policy = run.options.get("limit_policy") or run.actor.options.get("limit_policy")
+        return policy == "wait" and self._broker.transport is not None
+
+    def _postpone(self, run: Run, refusal: RateLimitExceeded) -> None:
+        """The message goes back until there is room. To hooks it was skipped, it has not failed."""
+        logger.debug("Rate limit exceeded in message %s: it waits.", one_line(run.message_id, 255))
+        run.refused_by = refusal.with_traceback(None)
+        self._broker.emit_after("skip_message", run)
+
+    def _release(self, run: Run) -> Settlement:
+        refusal: RateLimitExceeded = run.refused_by
+        broker = self._broker
+        if refusal.slot is not None and refusal.store.is_one_with(broker.transport):
+            return Settlement(run.delivery, Verdict.RELEASE, park=refusal.slot)
+        due = due_ms(refusal.retry_at_ms, broker.clock.now_ms(), is_slot=refusal.slot is not None)
+        return Settlement(run.delivery, Verdict.RELEASE, due_ms=due)
+
     def _warn_of_lost_result(self, run: Run) -> None:
         """A value that nobody keeps is probably a mistake; said once an actor."""
-        actor = run.actor
-        if self._keeps_results or "pipe_target" in run._message.options or actor in self._broker.returned_in_vain:
+        actor, results = run.actor, self._results
+        if not MARKS.isdisjoint(run._message.options) or actor in self._broker.returned_in_vain:
+            return
+        if results is not None and results.ttl_of(run._message.options, actor) is not None:
             return
         self._broker.returned_in_vain.add(actor)
+        if results is not None:
+            logger.warning(
+                "Actor %r returned a value that is not None, but its store_results option is not True: the value has "
+                "been discarded.",
+                actor.actor_name,
+            )
+            return
         logger.warning(
             "Actor %r returned a value that is not None, but this broker has no Results middleware: the value has been "
             "discarded. Consider adding the Results middleware, or let the actor return None.",
@@ -148,19 +209,64 @@ class Steps:
     def settle(self, run: Run) -> Settlement:
         """What becomes of the message, by what the hooks left on its proxy."""
         if run.failed:
-            return self._bury(run)
-        if run.retry_delay_ms is not None:
-            return self._retry(run)
-        if self._before_ack:
-            self._emit_before("ack", run)
-        return Settlement(run.delivery, _ACK)
+            settlement = self._bury(run)
+        elif run.retry_delay_ms is not None:
+            settlement = self._retry(run)
+        elif run.refused_by is not None:
+            settlement = self._release(run)
+        else:
+            if self._before_ack:
+                self._emit_before("ack", run)
+            settlement = Settlement(run.delivery, _ACK)
+        return self._end(run, settlement) if self._ending else settlement
+
+    def _end(self, run: Run, settlement: Settlement) -> Settlement:
+        """The settlement with all that is kept besides. What has to be done before it stays on the run."""
+        exception = run._exception
+        hooks = self._ending
+        if settlement.verdict is _ACK and exception is None:
+            options = run._message.options
+            if not options:
+                hooks = (self._lean.get(run.actor) or self._learn(run.actor))[2]
+            elif self._composes and not (self._lean.get(run.actor) or self._learn(run.actor))[2]:
+                departure = departure_of(self._broker, options)
+                if departure is not None:  # nothing else is to be asked about a member of a group that is done
+                    return Settlement(run.delivery, _ACK, writes=(departure,))
+        if not hooks:
+            return settlement
+        outcome = _outcome_of(run, settlement)
+        error = settlement.error or run.error
+        due_ms = None
+        if outcome is not _DONE:
+            error = error or _error_text(exception)
+            due_ms = self._due_ms(run, settlement)
+        ending = Ending(self._broker, run, settlement, outcome, run.result, error, exception, due_ms, run.actor)
+        ask(ending, hooks)
+        if ending.jobs:
+            run.ending = ending
+            return settlement
+        run.result = None
+        return sealed(ending)
+
+    def _due_ms(self, run: Run, settlement: Settlement) -> int | None:
+        if settlement.retry is not None:
+            return settlement.retry.due_ms
+        if run.sent_again_ms is not None:
+            now_ms: int = self._broker.clock.now_ms()
+            return now_ms + run.sent_again_ms
+        return settlement.due_ms
 
     def rescue(self, run: Run, error: BaseException) -> None:
         """Settles a message around which something broke that no hook should raise: it is dead-lettered with that."""
         logger.critical(
             "Message %s is dead-lettered: a hook around it failed.", one_line(run.message_id, 255), exc_info=error
         )
+        run.fail()
         run.settlement = Settlement(run.delivery, Verdict.DEAD, error=_error_text(error))
+        try:
+            run.settlement = self._end(run, run.settlement)
+        except BaseException:  # it may be what broke in the first place
+            logger.critical("Nothing is kept of the end of message %s.", one_line(run.message_id, 255), exc_info=True)
 
     def _bury(self, run: Run) -> Settlement:
         self._emit_before("nack", run)
@@ -181,6 +287,8 @@ class Steps:
             run.fail()
             run.error = _error_text(e)
             return self._bury(run)
+        if envelope.writes:  # those of a message that is new; the ending knows better
+            envelope = structs.replace(envelope, writes=())
         self._emit_before("ack", run)
         broker.note_retry(run, envelope, delay_ms)
         return Settlement(run.delivery, Verdict.RETRY, retry=envelope, error=_error_text(run._exception))
@@ -198,6 +306,33 @@ class Steps:
             )
 
 
+class _ArmedSteps(Steps):
+    """The same with the failpoints around the call, of which some are armed."""
+
+    __slots__ = ()
+
+    def begin(self, run: Run) -> bool:
+        failpoints.hit("start.after_attempt_persist")
+        return super().begin(run)
+
+    def call(self, run: Run) -> tuple[Any, BaseException | None]:
+        failpoints.hit("exec.enter")
+        answer = super().call(run)
+        failpoints.hit("exec.after_user_return")
+        return answer
+
+    async def acall(self, run: Run) -> Any:
+        failpoints.hit("exec.enter")
+        result = await super().acall(run)
+        failpoints.hit("exec.after_user_return")
+        return result
+
+
+def compile_steps(broker: Any) -> Steps:
+    """The steps for the hooks that a broker has now."""
+    return _ArmedSteps(broker) if failpoints.armed else Steps(broker)
+
+
 def run_sync(steps: Steps, run: Run, clock: Callable[[], float]) -> None:
     """Takes a sync actor's message through all steps; leaves the settlement on the run, whatever happens."""
     try:
@@ -205,6 +340,8 @@ def run_sync(steps: Steps, run: Run, clock: Callable[[], float]) -> None:
             slot = run.slot
             started_s = clock()
             result, exception = steps.call(run)
+            if not steps.home[0]:
+                leave(run, exception)
             slot.busy_s += clock() - started_s
             slot.runs += 1
             steps.finish(run, result, exception)
@@ -215,6 +352,17 @@ def run_sync(steps: Steps, run: Run, clock: Callable[[], float]) -> None:
     except BaseException as e:  # noqa: BLE001  # a hook's SystemExit must cost neither the thread nor the message
         steps.rescue(run, e)
     run._exception = None
+
+
+def _outcome_of(run: Run, settlement: Settlement) -> Outcome:
+    verdict = settlement.verdict
+    if verdict is Verdict.RELEASE:
+        return Outcome.RELEASED
+    if verdict is Verdict.RETRY or run.sent_again_ms is not None:
+        return Outcome.RETRIED
+    if run.skipped:
+        return Outcome.EXPIRED if run.failed else Outcome.SKIPPED
+    return Outcome.FAILED if run.failed or run._exception is not None else Outcome.DONE
 
 
 def _error_text(exception: BaseException | None) -> ErrorText | None:

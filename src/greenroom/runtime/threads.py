@@ -9,6 +9,7 @@ import traceback
 from collections.abc import Sequence
 from typing import Any
 
+from .. import failpoints
 from ..context import interruptible
 from ..core.outbox import NOT_WAITING, Outbox
 from ..core.ready import ReadyRuns
@@ -16,9 +17,10 @@ from ..core.run import Run
 from ..logging import get_logger, one_line
 from ..middleware.shutdown import Shutdown
 from ..middleware.time_limit import TimeLimitExceeded
+from ..threading import register_greenlet
 from .interrupts import Shield, abandon, strike
 from .slot import Slot
-from .steps import Steps, run_sync
+from .steps import compile_steps, run_sync
 
 logger = get_logger("greenroom.worker", "WorkerThread")
 
@@ -42,6 +44,7 @@ class WorkerThread(threading.Thread):
         self.slot.thread_id = threading.get_ident()
         interruptible.slot = self.slot
         interruptible.shield = Shield
+        register_greenlet()
         self.broker.emit_after("worker_thread_boot", self)
         try:
             self._loop()
@@ -51,14 +54,18 @@ class WorkerThread(threading.Thread):
     def _loop(self) -> None:
         broker, slot = self.broker, self.slot
         ready, outbox, clock = self._executor.ready, self._executor.outbox, time.perf_counter
-        pop, append, tell, empty = ready.pop, outbox.append, outbox.tell, ready.empty
-        steps = Steps(broker)
+        cells, place = self._executor.cells, slot.index
+        append, tell, empty = outbox.append, outbox.tell, ready.empty
+        pop = failpoints.after("start.before_attempt_persist", ready.pop)
+        steps = compile_steps(broker)
         while (run := pop()) is not None:
             run.slot = slot
             slot.run = run
+            cells[place] = run.delivery.mark  # from here on a crash is charged to it
             if steps.hooks is not broker._hooks:  # its middleware was changed
-                steps = Steps(broker)
+                steps = compile_steps(broker)
             run_sync(steps, run, clock)
+            cells[place] = 0  # before it can be settled: its mark may then be another's
             slot.run = None
             append(run)
             run = None
@@ -69,17 +76,31 @@ class WorkerThread(threading.Thread):
 
 
 class ThreadExecutor:
-    """Runs sync actors, ``count`` at a time. ``slots`` and ``threads`` are changed by the ticker only."""
+    """Runs sync actors, ``count`` at a time. ``slots``, ``threads`` and ``stuck`` are changed by the ticker only.
 
-    def __init__(self, broker: Any, count: int, outbox: Outbox) -> None:
+    Parameters:
+      broker: The broker.
+      count: How many threads.
+      outbox: Where finished runs go.
+      cells: ``places(count)`` of the board's. A thread that takes the place of a stuck one has a cell of its own.
+    """
+
+    def __init__(self, broker: Any, count: int, outbox: Outbox, cells: memoryview) -> None:
         self.broker = broker
         self.count = count
         self.outbox = outbox
+        self.cells = cells
         self.ready = ReadyRuns()
         self.slots = [Slot(index) for index in range(count)]
         self.threads = [WorkerThread(self, slot) for slot in self.slots]
         self.stuck: list[WorkerThread] = []
         self._stops = False
+
+    @staticmethod
+    def places(count: int) -> int:
+        """How many cells of the board ``count`` threads need. Those of stuck threads are not used again: the worker
+        gives up when half of them are stuck."""
+        return 2 * count
 
     def start(self) -> None:
         """Starts the threads."""
@@ -108,6 +129,10 @@ class ThreadExecutor:
         """How many threads were given up, of how many."""
         return len(self.stuck), self.count
 
+    def count_stuck(self) -> int:
+        """Any thread: how many runs are in threads that were given up, and may never end."""
+        return sum(thread.slot.run is not None for thread in list(self.stuck))
+
     # --- called by the ticker
 
     def tick(self, now_s: float) -> None:
@@ -134,7 +159,7 @@ class ThreadExecutor:
 
     def _replace(self, index: int, slot: Slot, run: Run) -> None:
         """Gives up on a thread. Its message stays claimed until the function returns, and has failed then."""
-        if not abandon(slot, run):
+        if len(self.stuck) == self.count or not abandon(slot, run):
             return
         stuck = self.threads[index]
         frame = sys._current_frames().get(slot.thread_id)
@@ -145,8 +170,8 @@ class ThreadExecutor:
             one_line(run),
             stack,
         )
+        self.slots[index] = Slot(self.count + len(self.stuck))
         self.stuck.append(stuck)
-        self.slots[index] = Slot(index)
         self.threads[index] = WorkerThread(self, self.slots[index])
         self.threads[index].start()
 

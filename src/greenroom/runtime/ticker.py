@@ -1,25 +1,56 @@
-"""The ticker: one thread that looks at the executors' clocks."""
+"""The ticker: one thread that looks at the executors' clocks, and says that the process lives."""
 
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from ..board import Board
+from ..errors import BrokerError
 from ..logging import get_logger
+from ..ports.transport import Consumer
 
 logger = get_logger("greenroom.worker", "Ticker")
 
 #: Seconds between two rounds, at the most; a ``TimeLimit`` with a shorter interval makes it shorter.
 LONGEST_INTERVAL_S = 0.5
+#: Seconds between two renewals of the owner's lease.
+EXTEND_EVERY_S = 1.0
+
+
+class Heartbeat:
+    """Owned by the ticker's thread. Says on the board, and to the engine, that the process lives."""
+
+    def __init__(self, broker: Any, consumer: Consumer, board: Board) -> None:
+        self._clock = broker.clock
+        self._consumer = consumer
+        self._board = board
+        self._extend_at_s = 0.0
+
+    def beat(self) -> None:
+        """Beats. What the engine answers to a renewal is not decisive: settling tells what is still ours."""
+        self._board.beat(self._clock.now_ms())
+        now_s = time.monotonic()
+        if now_s < self._extend_at_s:
+            return
+        self._extend_at_s = now_s + EXTEND_EVERY_S
+        try:
+            self._consumer.extend()
+        except BrokerError as e:
+            logger.debug("The lease could not be renewed: %s", e)
 
 
 class Ticker:
-    """Owns no state but its thread: each round it has every executor look at its slots."""
+    """Owns no state but its thread: each round it beats, and has every executor look at its slots."""
 
-    def __init__(self, broker: Any, executors: Sequence[Any], *, after_round: Callable[[], None]) -> None:
+    def __init__(
+        self, broker: Any, executors: Sequence[Any], heartbeat: Heartbeat, *, after_round: Callable[[], None]
+    ) -> None:
         self._broker = broker
         self._executors = executors
+        self._heartbeat = heartbeat
         self._after_round = after_round
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._main, name="ticker", daemon=True)
@@ -36,11 +67,17 @@ class Ticker:
         self._thread.join(5.0)
 
     def _main(self) -> None:
+        _try(self._heartbeat.beat)
         while not self._ended.wait(self._interval_s):
+            _try(self._heartbeat.beat)
             now_s = self._broker.clock.monotonic()
             for executor in self._executors:
-                try:
-                    executor.tick(now_s)
-                except Exception:
-                    logger.exception("A round of the ticker failed.")
+                _try(executor.tick, now_s)
             self._after_round()
+
+
+def _try(action: Callable[..., None], *args: Any) -> None:
+    try:
+        action(*args)
+    except Exception:
+        logger.exception("A round of the ticker failed.")
