@@ -5,11 +5,14 @@ from __future__ import annotations
 import itertools
 import logging
 import os
+import signal
 import socket
 import subprocess
 import sys
+import threading
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +20,11 @@ import pytest
 
 import greenroom as dramatiq
 from greenroom.brokers.stub import StubBroker
+from greenroom.core.run import Run
 from greenroom.middleware import Middleware, SkipMessage
 from greenroom.middleware.prometheus import BUCKETS_MS, Prometheus
-from tests.runtime.cli_kit import wait_until
+from greenroom.ports.transport import Delivery, ErrorText
+from tests.runtime.cli_kit import Program, wait_until
 
 MakeWorker = Callable[..., dramatiq.Worker]
 _names = itertools.count()
@@ -99,6 +104,44 @@ def test_failures_retries_and_rejects_are_counted(
     assert samples["message_errors_total"] == 3
     assert samples["message_retries_total"] == 2
     assert samples.gauges() == (0, 0)
+
+
+def test_settlements_that_came_too_late_are_counted(
+    broker: StubBroker, prometheus: Prometheus, name: str, make_worker: MakeWorker
+) -> None:
+    """Once for each message that had been given to somebody else."""
+    samples, entered, gate = Samples(prometheus, name), threading.Event(), threading.Event()
+
+    def work() -> None:
+        entered.set()
+        assert gate.wait(30)
+
+    dramatiq.actor(work, actor_name=name).send()
+    worker: Any = make_worker(broker)
+    assert entered.wait(30)
+    worker._pump.consumer.abandon()
+    gate.set()
+    broker.join("default", timeout=10_000)
+    wait_until(lambda: samples["stale_leases_total"] == 1, "it is counted")
+
+
+def test_crashes_are_counted(broker: StubBroker, prometheus: Prometheus, name: str) -> None:
+    """When a message comes back because its worker has died: each crash once, whether the message begins again or is
+    given up. A retry inherits the number and is no crash."""
+
+    def run(attempt: int, crashes: int) -> Run:
+        message = dramatiq.Message("default", name, (), {}, {})
+        return Run(message, Delivery("default", "id", b"", 1, attempt, crashes, attempt > 1), None)
+
+    samples = Samples(prometheus, name)
+    for attempt, crashes in ((1, 0), (2, 0), (2, 1), (3, 2), (1, 2)):
+        prometheus.before_process_message(broker, run(attempt, crashes))
+    assert samples["message_crashes_total"] == 2
+    for error in (ErrorText("TooManyCrashes", ""), ErrorText("ValueError", ""), None):
+        given_up = run(4, 3)
+        given_up.error = error
+        prometheus.after_nack(broker, given_up)
+    assert samples["message_crashes_total"] == 3
 
 
 class SkipAll(Middleware):
@@ -320,3 +363,44 @@ def test_without_the_package_the_error_names_the_extra(tmp_path: Path) -> None:
     )
     assert "ImportError" in done.stderr
     assert "pip install 'greenroom[prometheus]'" in done.stderr
+
+
+def test_one_process_of_the_command_serves_for_all(tmp_path: Path) -> None:
+    """With ``-p 2`` a process beside the workers serves the values of both, at the address that the program gave, also
+    after a worker has died and after a reload."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    program = Program(tmp_path).write(
+        f"""
+from greenroom.middleware.prometheus import Prometheus
+broker.add_middleware(Prometheus(port={port}))
+
+@greenroom.actor
+def meet(mine, other):
+    mark(mine)
+    wait_for(other)
+"""
+    )
+
+    def total() -> float:
+        with suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=10) as answer:
+            text = answer.read().decode()
+            return sum(float(line.split()[-1]) for line in text.splitlines() if line.startswith("dramatiq_messages_to"))
+        return -1.0
+
+    folder = str(tmp_path / "prom")  # this process's own would be inherited
+    variables = {"PROMETHEUS_MULTIPROC_DIR": folder, "prometheus_multiproc_dir": folder}
+    with program.start("worker", "app", "-p", "2", "-t", "1", **variables) as running:
+        running.wait_until_ready()
+        program.send("meet", "a", "b")
+        program.send("meet", "b", "a")
+        wait_until(lambda: total() == 2, "both workers' messages are counted")
+        wait_until(lambda: len(running.workers()) == 2, "both have said so")
+        os.kill(running.workers()[0], signal.SIGKILL)
+        running.wait_for_text("(?s)(Worker process is ready.*){3}")
+        assert total() == 2
+        running.process.send_signal(signal.SIGHUP)
+        running.wait_for_text("(?s)(Metrics are served at .*){2}")
+        wait_until(lambda: total() == 2, "the successor serves the same values")
+        running.stop()
+        assert total() == -1

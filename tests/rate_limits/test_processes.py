@@ -1,0 +1,110 @@
+"""Limits between processes: exact in races, and a holder that is killed costs its own slot for its TTL."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from greenroom.rate_limits import ConcurrentRateLimiter
+from greenroom.rate_limits.backends import SqliteBackend
+from tests.runtime.cli_kit import PATIENCE_S, environment, wait_until
+
+#: Enters ``count`` times and writes down when it came in and went out.
+PRESSES = """
+import os, sys, time
+from greenroom.rate_limits import ConcurrentRateLimiter
+from greenroom.rate_limits.backends import SqliteBackend
+
+limiter = ConcurrentRateLimiter(SqliteBackend(sys.argv[1]), "key", limit=2)
+entered = 0
+while entered < int(sys.argv[2]):
+    with limiter.acquire(raise_on_failure=False) as granted:
+        if granted:
+            entered += 1
+            came = time.monotonic()
+            os.write(1, b"%.6f %.6f\\n" % (came, time.monotonic()))
+"""
+
+#: Takes a slot and keeps it.
+HOLDS = """
+import os, sys, threading
+from greenroom.rate_limits import ConcurrentRateLimiter
+from greenroom.rate_limits.backends import SqliteBackend
+
+with ConcurrentRateLimiter(SqliteBackend(sys.argv[1]), "key", limit=2, ttl=int(sys.argv[2])).acquire():
+    os.write(1, b"in\\n")
+    threading.Event().wait()
+"""
+
+#: Asks a window limiter all the time, and writes down between which times it was granted.
+ASKS = """
+import os, sys, time
+from greenroom.rate_limits import WindowRateLimiter
+from greenroom.rate_limits.backends import SqliteBackend
+
+limiter = WindowRateLimiter(SqliteBackend(sys.argv[1]), "key", limit=20, window=1)
+until = time.monotonic() + 1.5
+while (asked := time.monotonic()) < until:
+    with limiter.acquire(raise_on_failure=False) as granted:
+        if granted:
+            os.write(1, b"%.6f %.6f\\n" % (asked, time.monotonic()))
+"""
+
+
+def start(program: str, *args: object) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-c", program, *map(str, args)], stdout=subprocess.PIPE, env=environment({})
+    )
+
+
+def output(process: subprocess.Popen[bytes]) -> list[bytes]:
+    out, _ = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 0
+    return out.splitlines()
+
+
+def test_processes_never_pass_the_limit(tmp_path: Path) -> None:
+    """Three processes press on one key: at no time are more than two of them inside."""
+    processes = [start(PRESSES, tmp_path / "limits.db", 60) for _ in range(3)]
+    stays = [tuple(map(float, line.split())) for process in processes for line in output(process)]
+    assert len(stays) == 180
+    changes = sorted([(came, 1) for came, _ in stays] + [(went, -1) for _, went in stays])
+    inside = 0
+    for _at, change in changes:
+        inside += change
+        assert inside <= 2
+
+
+def test_processes_share_a_window(tmp_path: Path) -> None:
+    """Whatever stretch of a second one looks at: all processes together were granted no more than the limit in it."""
+    processes = [start(ASKS, tmp_path / "limits.db") for _ in range(3)]
+    grants = [tuple(map(float, line.split())) for process in processes for line in output(process)]
+    assert len(grants) >= 20
+    for begin, _ in grants:  # the engine counts in whole milliseconds
+        assert sum(begin <= asked and answered < begin + 0.998 for asked, answered in grants) <= 20
+
+
+def test_f109_a_killed_holder_frees_its_slot(tmp_path: Path) -> None:
+    """kill -9 of a holder: its slot is free within its TTL, and the other holder's is not touched."""
+    path, ttl_ms = tmp_path / "limits.db", 1500
+    backend = SqliteBackend(path)
+    limiter = ConcurrentRateLimiter(backend, "key", limit=2, ttl=ttl_ms)
+    with start(HOLDS, path, ttl_ms) as victim, limiter.acquire():
+        assert victim.stdout is not None
+        assert victim.stdout.readline() == b"in\n"
+        killed_s = time.monotonic()
+        os.kill(victim.pid, signal.SIGKILL)
+        victim.wait(PATIENCE_S)
+        longer = ConcurrentRateLimiter(backend, "key", limit=2, ttl=60_000)
+
+        def is_free() -> bool:
+            with longer.acquire(raise_on_failure=False) as granted:
+                return granted
+
+        wait_until(is_free, "the dead holder's slot is free")
+        assert time.monotonic() - killed_s < ttl_ms / 1000 + 1
+    backend.close()
