@@ -1,7 +1,7 @@
 # Every target makes what it needs by itself: Python >= 3.11 and make are enough. PYTHON=... names another Python.
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format api bench soak clean
+.PHONY: help demo test check format api reference bench soak clean
 
 PYTHON ?=
 export PYTHON
@@ -19,9 +19,11 @@ demo: ## Count the words of a folder's text files with two workers (DIR=., any f
 	$(cli)
 	@$(bin)/python -m examples.wordcount -- "$$DEMO_DIR"
 
-test: ## Run all tests (ARGS="-k retry -x", anything pytest takes)
+# Most tests wait for processes that they have started, so three at a time keep two cores busy.
+JOBS ?= 3
+test: ## Run all tests, three at a time (JOBS=0: one by one; ARGS="-k retry -x", anything pytest takes)
 	$(dev)
-	@$(bin)/python -m pytest $(ARGS)
+	@$(bin)/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)
 
 check: ## Check format, lint, strict types and import floors
 	$(dev)
@@ -38,6 +40,10 @@ format: ## Format the code, and fix what ruff can fix
 api: ## Write down the public API as it is now (tests/unit/public_api.txt)
 	$(dev)
 	@$(bin)/python -m tests.unit.test_public_api --update
+
+reference: ## Write the command line's reference into docs/cli.md, from the parsers
+	$(dev)
+	@$(bin)/python -m greenroom.cli.reference
 
 bench: ## Run the benchmarks, each against a peer on the same engine (CASE=drain for one)
 	$(dev)

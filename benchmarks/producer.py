@@ -31,6 +31,12 @@ class App(Protocol):
     def send_many(self, actor: str, values: range) -> None:
         """Sends them all, in the app's fastest way."""
 
+    def send_group(self, actor: str, values: range) -> None:
+        """Sends them as a group whose callback is one more. Only where the case needs it."""
+
+    def ask(self, actor: str, value: int) -> object:
+        """Sends one and waits for its result. Only where the case needs it."""
+
     def send_delayed(self, actor: str, values: range, delay_s: int) -> None:
         """Sends them all, to be run in ``delay_s`` seconds."""
 
@@ -71,6 +77,40 @@ def spaced(app: App, args: argparse.Namespace) -> dict[str, Any]:
     return {"took_ms": [ns / 1e6 for ns in took_ns], "sent": WARM_UP + args.count}
 
 
+def asked(app: App, args: argparse.Namespace) -> dict[str, Any]:
+    """Single sends with random pauses, each waiting for its result; answers how long each took."""
+    pause = random.Random(args.seed).uniform
+    for i in range(WARM_UP):
+        app.ask(args.actor, i)
+    took_ns = []
+    for i in range(args.count):
+        time.sleep(pause(args.low_ms, args.high_ms) / 1000)
+        begin = time.monotonic_ns()
+        app.ask(args.actor, i)
+        took_ns.append(time.monotonic_ns() - begin)
+    return {"took_ms": [ns / 1e6 for ns in took_ns], "sent": WARM_UP + args.count}
+
+
+def finished(app: App, args: argparse.Namespace) -> dict[str, Any]:
+    """All at once, and then waiting until workers have run them."""
+    return _until_finished(app.send_many, args, args.count)
+
+
+def grouped(app: App, args: argparse.Namespace) -> dict[str, Any]:
+    """As a group with a callback, and then waiting until workers have run all of it."""
+    return _until_finished(app.send_group, args, args.count + 1)
+
+
+def _until_finished(send: Callable[[str, range], None], args: argparse.Namespace, total: int) -> dict[str, Any]:
+    counts = Counts(Path(os.environ[FOLDER_VARIABLE]))
+    total += counts.total()
+    begin = time.perf_counter()
+    send(args.actor, range(args.count))
+    while counts.total() < total:
+        time.sleep(0.0005)
+    return {"seconds": time.perf_counter() - begin, "sent": total}
+
+
 def flood(app: App, args: argparse.Namespace) -> dict[str, Any]:
     """Bulk sends without a pause, but while more than ``backlog`` wait. Ends after ``seconds``, or when terminated."""
     counts, sent, deadline = Counts(Path(os.environ[FOLDER_VARIABLE])), 0, time.monotonic() + args.seconds
@@ -90,7 +130,16 @@ def delayed(app: App, args: argparse.Namespace) -> dict[str, Any]:
     return {"seconds": time.perf_counter() - begin, "sent": args.count}
 
 
-COMMANDS = {"loop": loop, "bulk": bulk, "spaced": spaced, "flood": flood, "delayed": delayed}
+COMMANDS = {
+    "loop": loop,
+    "bulk": bulk,
+    "spaced": spaced,
+    "asked": asked,
+    "finished": finished,
+    "grouped": grouped,
+    "flood": flood,
+    "delayed": delayed,
+}
 
 
 def parser() -> argparse.ArgumentParser:

@@ -78,14 +78,18 @@ def answer(name: str, line: Sequence[str], environment: dict[str, str], folder: 
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
-def greenroom() -> System:
+def greenroom(name: str = "greenroom", app: str = "benchmarks.peers.greenroom_app") -> System:
     """Greenroom as it lies in this repository, by its own command line."""
-    app = "benchmarks.peers.greenroom_app"
 
     def worker(processes: int, threads: int) -> list[str]:
         return [sys.executable, "-m", "greenroom", "worker", app, "-p", str(processes), "-t", str(threads)]
 
-    return System("greenroom", app, sys.executable, worker)
+    return System(name, app, sys.executable, worker)
+
+
+def greenroom_with_results() -> System:
+    """The same, with every result kept."""
+    return greenroom("results", "benchmarks.peers.greenroom_results_app")
 
 
 @functools.cache

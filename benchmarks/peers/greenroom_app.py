@@ -56,6 +56,14 @@ def send_many(actor: str, values: range) -> None:
     ACTORS[actor].send_many((i,) for i in values)
 
 
+def send_group(actor: str, values: range) -> None:
+    """A group of them, with one more as its callback."""
+    message = ACTORS[actor].message
+    many = greenroom.group(message(i) for i in values)
+    many.add_completion_callback(message(0))
+    many.run()
+
+
 def send_delayed(actor: str, values: range, delay_s: int) -> None:
     """A loop of ``send_with_options``."""
     send = ACTORS[actor].send_with_options

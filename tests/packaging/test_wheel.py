@@ -126,7 +126,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     source = ROOT / "src"
     expected = {
         path.relative_to(source).as_posix()
-        for path in (source / "greenroom").rglob("*")
+        for path in source.rglob("*")
         if path.is_file() and "__pycache__" not in path.parts
     }
     assert {"greenroom/py.typed", "greenroom/engines/sqlite/schema.sql"} <= names
