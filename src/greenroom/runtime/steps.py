@@ -145,7 +145,7 @@ class Steps:
     def finish(self, run: Run, result: Any, exception: BaseException | None) -> None:
         """Runs ``after_process_message``, in reverse, with what the actor returned or raised."""
         broker = self._broker
-        if isinstance(exception, RateLimitExceeded) and self._waits(run):
+        if exception is not None and isinstance(exception, RateLimitExceeded) and self._waits(run):
             self._postpone(run, exception)
             return
         options = run._message.options
@@ -218,6 +218,9 @@ class Steps:
             if self._before_ack:
                 self._emit_before("ack", run)
             settlement = Settlement(run.delivery, _ACK)
+            lean = self._lean.get(run.actor)
+            if lean is not None and not lean[2] and not run._message.options and run._exception is None:
+                return settlement  # nearly every message: nothing is kept of its end
         return self._end(run, settlement) if self._ending else settlement
 
     def _end(self, run: Run, settlement: Settlement) -> Settlement:

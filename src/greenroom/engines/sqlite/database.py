@@ -31,6 +31,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from time import monotonic
 from typing import Any, TypeVar
 
 from ...clock import SYSTEM_CLOCK
@@ -137,7 +138,9 @@ class Database:
         self._waited_s = gate.acquire()
         try:
             try:
-                connection = self._ready(None, sending=True)
+                connection = self._connection
+                if connection is None or monotonic() >= self._look_at_s or self.file.is_short:
+                    connection = self._ready(None, sending=True)
                 try:
                     connection.execute(statement, parameters)
                 except sqlite3.OperationalError as e:
@@ -299,7 +302,7 @@ class Database:
     def _ready(self, generation: int | None, *, sending: bool = False) -> sqlite3.Connection:
         """The connection, inside the gate, to the file that lies at the path, as far as was known a second ago."""
         connection = self._connection
-        if connection is None or SYSTEM_CLOCK.monotonic() >= self._look_at_s:
+        if connection is None or monotonic() >= self._look_at_s:
             connection = self._look(connection)
         if generation is not None and generation != self.file.generation:
             raise OtherFile(f"The queue file {self.path} was replaced.")
@@ -314,7 +317,7 @@ class Database:
             self._connection = None
             self._leave(connection)
         connection = self._open()
-        self._look_at_s = SYSTEM_CLOCK.monotonic() + FILE_LOOK_INTERVAL_S
+        self._look_at_s = monotonic() + FILE_LOOK_INTERVAL_S
         return connection
 
     def _leave(self, connection: sqlite3.Connection) -> None:
