@@ -36,6 +36,9 @@ from .writes import Writes, purge
 PROMOTE_CHUNK = 1000
 #: Seconds between two looks around.
 LOOK_INTERVAL_S = 1.0
+#: Seconds between two looks for slots that have ended, while trips follow each other: each statement of a trip lets go
+#: of the GIL, and beside busy threads it is long until it has it again.
+SLOTS_INTERVAL_S = 0.05
 #: Seconds between two looks for dead letters that are not kept any longer, and between two steps while there are some.
 PURGE_INTERVAL_S = 60.0
 PURGE_STEP_S = 0.1
@@ -80,6 +83,7 @@ class SqliteConsumer:
         self._trip = 0
         self._applied: Sequence[Settlement] = ()
         self._look_at = 0.0
+        self._slots_at = 0.0
         self._purge_at = 0.0
         self._store_purge_at = 0.0
         self._closed = False
@@ -168,7 +172,9 @@ class SqliteConsumer:
                 missing, refused = self._settler.settle_one_by_one(connection, settle, writes)
             elif settle:
                 self._settler.settle_in_bulk(connection, settle, writes)
-            writes.end_slots()
+            if now >= self._slots_at:
+                self._slots_at = now + SLOTS_INTERVAL_S
+                writes.end_slots()
             reaped = self._look_around(connection) if looks else None
             if now >= self._purge_at:
                 more = self._retention.purge(connection, self._clock.now_ms())
@@ -251,6 +257,7 @@ class SqliteConsumer:
         """Returns when something may be ready, at the next due time, after ``wake`` or after ``timeout_s``; or when it
         is time to look around."""
         self._check_usable()
+        self._slots_at = 0.0
         self._owner.announce(None)  # first announce, then look: what is pushed in between rings
         try:
             ready, due_ms = self._database.run(self._look)
