@@ -214,10 +214,10 @@ def test_looks_use_an_index(make: Make) -> None:
     transport = make()
     transport.push(envelopes(b"1"))
     statements = {
-        admin._COUNT: ("x",),
+        admin._COUNT: ("x",) * 4,
         admin._PEEK["ready"]: ("x", 0, 0, 1),
         admin._DEAD: (0, 0, 1),
-        admin._DEAD_OF_QUEUE: (0, 0, 1, "x"),
+        admin._DEAD_OF_QUEUE: ("x", 0, 0, 1),
         f"select 1 from dead where {admin._LISTED}": ("[]",),
     }
     with sqlite3.connect(transport.path) as connection:

@@ -236,3 +236,9 @@ def test_files_stay_short() -> None:
         path.relative_to(SOURCE).as_posix(): len(path.read_text("utf-8").splitlines()) for path in SOURCE.rglob("*.py")
     }
     assert {module: size for module, size in sizes.items() if size > 400 and module not in MAY_BE_LONG} == {}
+
+
+def test_placeholders_of_sql_are_not_numbered() -> None:
+    """From Python 3.12 on sqlite3 warns of ``?1`` with a sequence of values, and 3.14 refuses it."""
+    engines = sorted((SOURCE / "engines").rglob("*.py"))
+    assert [path.name for path in engines if re.search(r"\?[1-9]", path.read_text("utf-8"))] == []

@@ -39,10 +39,10 @@ PAGE_BYTES = 64 * 1024 * 1024
 
 # Each state has an index of its own; what is ready is counted in it alone.
 _COUNT = (
-    f"select (select count(*) from message where state = {READY} and queue = ?1),"
-    f" (select count(*) from message where state = {DELAYED} and queue = ?1),"
-    f" (select count(*) from message where state = {CLAIMED} and queue = ?1),"
-    " (select count(*) from dead where queue = ?1)"
+    f"select (select count(*) from message where state = {READY} and queue = ?),"
+    f" (select count(*) from message where state = {DELAYED} and queue = ?),"
+    f" (select count(*) from message where state = {CLAIMED} and queue = ?),"
+    " (select count(*) from dead where queue = ?)"
 )
 _COUNT_ALL = (
     f"select queue, 0, count(*) from message where state = {READY} group by queue"
@@ -58,13 +58,13 @@ _STATES: dict[State, tuple[int, str]] = {
 }
 _PEEK: dict[State, str] = {
     state: f"select '{state}', {order}, seq, id, cast(body as blob), priority, due_ms, attempt, crashes, lease, history"
-    f" from message where state = {number} and queue = ?1 and ({order}, seq) > (?2, ?3)"
-    f" order by {order}, seq limit ?4"
+    f" from message where state = {number} and queue = ? and ({order}, seq) > (?, ?)"
+    f" order by {order}, seq limit ?"
     for state, (number, order) in _STATES.items()
 }
 _LETTER = "queue, id, cast(body as blob), error_type, error_message, error_traceback, attempt, crashes, died_ms, seq"
-_DEAD = f"select {_LETTER} from dead where (died_ms, seq) < (?1, ?2) order by died_ms desc, seq desc limit ?3"
-_DEAD_OF_QUEUE = _DEAD.replace("where", "where queue = ?4 and")
+_DEAD = f"select {_LETTER} from dead where (died_ms, seq) < (?, ?) order by died_ms desc, seq desc limit ?"
+_DEAD_OF_QUEUE = _DEAD.replace("where", "where queue = ? and")
 _LISTED = "id in (select value from json_each(?))"
 _REVIVE = "insert into message (id, queue, priority, state, due_ms, body, history) values (?, ?, ?, ?, ?, ?, ?)"
 _MOST = 2**63 - 1
@@ -85,7 +85,7 @@ class SqliteAdmin:
     def counts(self, queues: Collection[str] | None = None) -> dict[str, Counts]:
         """How many messages there are, by queue; all queues with any, and those named, if ``queues`` is None."""
         if queues is not None:
-            return {queue: Counts(*self._read(_COUNT, queue)[0]) for queue in queues}
+            return {queue: Counts(*self._read(_COUNT, *[queue] * 4)[0]) for queue in queues}
         found: dict[str, list[int]] = {}
         for queue, place, count in self._read(_COUNT_ALL):
             found.setdefault(queue, [0, 0, 0, 0])[place] = count
@@ -109,7 +109,7 @@ class SqliteAdmin:
         """Dead letters, newest first, without their history. See the port."""
         start = (_MOST, _MOST) if after is None else parse_place(after, 2)
         statement = _DEAD if queue is None else _DEAD_OF_QUEUE
-        values = [*start, min(limit, _MOST), *(() if queue is None else (queue,))]
+        values = [*(() if queue is None else (queue,)), *start, min(limit, _MOST)]
         return self._process.get().database.run(
             lambda c: [_letter(row) for row in _page(c.execute(statement, values), body=2)]
         )

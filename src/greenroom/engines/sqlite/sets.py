@@ -17,14 +17,14 @@ _FIND = "select id, total, missing, failed, plan from gathering where key = ? an
 _MAKE = "insert into gathering (key, plan, end_ms) values (?, ?, ?) returning id, total, missing, failed, plan"
 _JOIN = "insert or ignore into member (gathering, name) values "
 _JOINS = tuple((rows, _JOIN + ", ".join(["(?, ?)"] * rows)) for rows in (100, 10, 1))
-_GROW = "update gathering set total = total + ?1, missing = missing + ?1 where id = ?2"
+_GROW = "update gathering set total = total + ?, missing = missing + ? where id = ?"
 _LEAVE = (
     "update member set outcome = ? where gathering = ? and outcome = 0 and name in (select value from json_each(?))"
 )
 _SHRINK = "update gathering set missing = missing - ?, failed = failed + ? where id = ?"
 _DROP = "update gathering set key = null, end_ms = 0 where key = ?"
 _ENDED = "select id from gathering where end_ms <= ? limit 1"
-_FORGET = "delete from member where gathering = ?1 and name in (select name from member where gathering = ?1 limit ?2)"
+_FORGET = "delete from member where gathering = ? and name in (select name from member where gathering = ? limit ?)"
 _FORGET_SET = "delete from gathering where id = ?"
 
 DONE, FAILED = 1, 2
@@ -63,7 +63,7 @@ def add(connection: sqlite3.Connection, op: SetAdd, now_ms: int) -> tuple[Progre
     if made or missing:
         more = _join(connection, number, op.members)
         if more:
-            connection.execute(_GROW, (more, number))
+            connection.execute(_GROW, (more, more, number))
             total, missing = total + more, missing + more
     return Progress(total, missing, failed), _plan_of(op) if made and not missing else None
 
@@ -96,7 +96,7 @@ def purge(connection: sqlite3.Connection, limit: int, now_ms: int) -> int:
     """Deletes up to ``limit`` members of sets that have expired or were dropped, and sets without members."""
     deleted = 0
     while deleted < limit and (row := connection.execute(_ENDED, (now_ms,)).fetchone()) is not None:
-        members = connection.execute(_FORGET, (row[0], limit - deleted)).rowcount
+        members = connection.execute(_FORGET, (row[0], row[0], limit - deleted)).rowcount
         deleted += members + 1
         if deleted <= limit:
             connection.execute(_FORGET_SET, row)
