@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.runtime.cli_kit import Program
+from tests.runtime.cli_kit import Program, wait_until
 
 LOG_LINE = re.compile(
     r"\[\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3}\] \[PID \d+\] \[\w+\] \[[\w.()]+\] \[(DEBUG|INFO|WARNING|ERROR)\] .+"
@@ -186,6 +186,8 @@ def test_log_lines_go_to_a_file(program: Program) -> None:
     program.send("leave", "here")
     with program.start("worker", "app", "-p", "1", "--log-file", "worker.log") as running:
         program.wait_for_mark("here")
+        # The parent speaks first when its worker is ready, which may be after the worker has run a message.
+        wait_until(lambda: "MainProcess" in log.read_text(), "the parent has written to the log")
         running.process.terminate()
         assert running.wait() == 0
         assert running.text == ""
