@@ -23,6 +23,7 @@ demo: ## Count the words of a folder's text files with two workers (DIR=., any f
 JOBS ?= 3
 test: ## Run all tests, three at a time (JOBS=0: one by one; ARGS="-k retry -x", anything pytest takes)
 	$(dev)
+	@$(bin)/python scripts/services install redis rabbitmq memcached
 	@$(bin)/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)
 
 check: ## Check format, lint, strict types and import floors

@@ -6,6 +6,21 @@ from collections.abc import Generator
 
 import pytest
 
+from tests.services import (  # noqa: F401  # fixtures of real servers, found by their names here
+    memcached_shared,
+    memcached_url,
+    nest,
+    rabbitmq_server,
+    rabbitmq_shared,
+    rabbitmq_url,
+    redis_server,
+    redis_shared,
+    redis_url,
+    start_rabbitmq,
+    start_redis,
+    start_server,
+)
+
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:

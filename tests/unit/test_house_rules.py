@@ -33,11 +33,9 @@ MAY_MEASURE = {
 #: closing such a file drops SQLite's locks, and another process may then delete commits.
 MAY_OPEN = {
     "engines/sqlite/inheritance.py": "the database, in a child that has no lock of its own on it yet",
-    "engines/sqlite/liveness.py": "the lock files",
     "engines/sqlite/mounts.py": "the system's list of mounts",
     "engines/sqlite/pages.py": "private copies",
     "engines/sqlite/recover.py": "a damaged file, in a command of its own, to copy it",
-    "engines/sqlite/reaper.py": "the boards",
     "engines/sqlite/bell.py": "the FIFOs of those who watch keys, and their board",
     "engines/sqlite/wake.py": "the FIFOs and their board",
 }
