@@ -17,7 +17,10 @@ from .names import check_queue_name, q_name
 #: The variable that names the broker ``get_broker()`` builds when none was set.
 URL_VARIABLE = "GREENROOM_URL"
 
-_MACHINERY = (URL_VARIABLE, "GREENROOM_FAILPOINTS", "GREENROOM_CLOCK_OFFSET_FILE")
+#: The variable that names the folder in which processes of this host see who is alive.
+RUN_FOLDER_VARIABLE = "GREENROOM_RUN_FOLDER"
+
+_MACHINERY = (URL_VARIABLE, RUN_FOLDER_VARIABLE, "GREENROOM_FAILPOINTS", "GREENROOM_CLOCK_OFFSET_FILE")
 _NUMBERS = (
     "worker_timeout",
     "restart_delay",
@@ -66,6 +69,16 @@ def setenv_default(name: str, value: str) -> str:
 def broker_url() -> str | None:
     """The URL of the default broker, or None."""
     return os.environ.get(URL_VARIABLE) or None
+
+
+def run_folder() -> str | None:
+    """The folder in which processes of this host see who is alive (``GREENROOM_RUN_FOLDER``), or None."""
+    return os.environ.get(RUN_FOLDER_VARIABLE) or None
+
+
+def runtime_dir() -> str | None:
+    """The system's folder for what lives as long as the user's session (``XDG_RUNTIME_DIR``), or None."""
+    return os.environ.get("XDG_RUNTIME_DIR") or None
 
 
 def failpoints() -> str:

@@ -13,10 +13,11 @@ import pytest
 
 from greenroom.board import Board, Fate
 from greenroom.engines.sqlite.consumer import LOOK_INTERVAL_S
-from greenroom.engines.sqlite.reaper import CHUNK, EVIDENCE_S
+from greenroom.engines.sqlite.reaper import CHUNK
 from greenroom.engines.sqlite.transport import SqliteTransport
 from greenroom.engines.sqlite.wake import SLOTS
 from greenroom.errors import ConnectionClosed
+from greenroom.host.deaths import EVIDENCE_S
 from greenroom.ports.admin import Counts
 from greenroom.ports.transport import Consumer, Transport
 from greenroom.testing.clock import ManualClock

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from greenroom.engines.sqlite import liveness
 from greenroom.engines.sqlite.transport import SqliteTransport
+from greenroom.host import liveness
 from greenroom.testing.contract.kit import ack, bodies, claim, consumer_of, drain, envelopes, nothing_comes, settle
 from tests.engines.kit import Other, other_process, query
 

@@ -22,8 +22,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
-from .descriptor import Descriptor
-from .liveness import LockFile, close_lock_file, open_lock_file
+from ...host.descriptor import Descriptor
+from ...host.liveness import LockFile, close_lock_file, open_lock_file
 
 #: How many processes can be told; more may watch, and look once a second.
 SLOTS = 64

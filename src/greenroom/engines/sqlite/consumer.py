@@ -47,6 +47,8 @@ STORE_PURGE_INTERVAL_S = 1.0
 STORE_PURGE_STEP_S = 0.05
 STORE_PURGE_CHUNK = 500
 
+_ACK = Verdict.ACK  # looking a member up is slow, and this one is wanted once a message
+
 _PROMOTE = (
     f"update message set state = {READY}, due_ms = null where seq in"
     f" (select seq from message where state = {DELAYED} and due_ms <= ? order by due_ms limit ?)"
@@ -195,7 +197,7 @@ class SqliteConsumer:
     def _ring_for(self, settled: Sequence[Settlement]) -> None:
         """Wakes others for what has become ready or delayed by these settlements."""
         for s in settled:
-            if s.verdict is Verdict.ACK and not s.push:
+            if s.verdict is _ACK and not s.push:
                 continue
             if s.verdict is Verdict.RELEASE and s.park is None:
                 self._share.wake.ring(s.due_ms)

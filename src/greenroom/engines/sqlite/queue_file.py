@@ -22,6 +22,7 @@ from pathlib import Path
 from time import monotonic
 
 from ...errors import BrokerCorrupt, BrokerError, BrokerMoved, ConnectionFailed
+from ...host.folders import folder_mode
 from ...logging import get_logger
 from .errors import translate_os
 from .mounts import warn_of_network
@@ -223,11 +224,6 @@ def identity_of(path: str | Path) -> Identity | None:
     except OSError:
         return None
     return found.st_dev, found.st_ino
-
-
-def folder_mode(mode: int) -> int:
-    """The permissions of a folder for files of ``mode``: who may read may also enter."""
-    return mode | ((mode & 0o444) >> 2)
 
 
 def _size_of(path: str | Path) -> int:

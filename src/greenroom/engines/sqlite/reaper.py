@@ -1,7 +1,7 @@
 """Giving back what owners that have died had claimed.
 
-An owner whose byte of the lock file is free has died. What stood on its board was running: it is charged with a crash,
-and the evidence goes into its history. All else that it held is given back as if nothing had happened.
+An owner whose byte of the lock file is free has died. What it ran is charged with a crash, and the evidence goes into
+its history (``host.deaths``). All else that it held is given back as if nothing had happened.
 
 All of it happens inside the caller's transaction, which is also what decides between two that look at the same time:
 whoever comes second does not find the owner any more. So it may be done by anybody, and is done by all.
@@ -9,8 +9,6 @@ whoever comes second does not find the owner any more. So it may be done by anyb
 
 from __future__ import annotations
 
-import logging
-import os
 import sqlite3
 from collections.abc import Collection
 from typing import NamedTuple
@@ -18,18 +16,14 @@ from typing import NamedTuple
 import msgspec
 
 from ... import failpoints
-from ...board import Board, Fate
 from ...clock import Clock
-from ...logging import get_logger, one_line
+from ...host.deaths import EVIDENCE_STEP_S, Death, Inquest, worker_name
+from ...host.liveness import LockFile
+from ...logging import get_logger
 from ...ports.transport import CRASH, ErrorText, Incident
-from .liveness import LockFile
 from .rows import CLAIMED, FREE, LONGER_HISTORY, READY, entry_of, leases_of, owner_of
 from .share import ProcessShare
 
-#: How long whoever started a process has to say how it ended, in seconds after the first look at its board.
-EVIDENCE_S = 0.3
-#: Seconds between two looks for that.
-EVIDENCE_STEP_S = 0.02
 #: No more than this many messages of an owner are given back in one trip.
 CHUNK = 1000
 
@@ -78,7 +72,7 @@ class Reaper:
         self._share = share
         self._locks = locks
         self._clock = clock
-        self._first_look_s: dict[int, float] = {}  # of owners whose parents are yet to say how they ended
+        self._inquest = Inquest(clock)
 
     def reap(self, connection: sqlite3.Connection) -> Reaped:
         """Looks at all owners, and gives back what those held that have died."""
@@ -89,11 +83,12 @@ class Reaper:
         for owner in owners:
             if self._locks.is_alive(owner.slot) or self._locks.may_follow(owner.started_ms):
                 continue
-            board = Board.open(self._share.board_path(owner.slot))
-            if board is not None and self._is_evidence_due(owner, board):
+            worker = worker_name(owner.name, owner.pid)
+            death = self._inquest.death_of(owner.number, worker, self._share.board_path(owner.slot))
+            if death is None:
                 again_s = EVIDENCE_STEP_S
                 continue
-            count, is_done = self._bury(connection, owner, board)
+            count, is_done = self._bury(connection, owner, death)
             released += count
             if not is_done:
                 again_s = 0.0
@@ -102,41 +97,24 @@ class Reaper:
             again_s = 0.0
         return Reaped(released + orphans, again_s)
 
-    # --- evidence
-
-    def _is_evidence_due(self, owner: OwnerRow, board: Board) -> bool:
-        """True while whoever started it lives, has not said yet how it ended, and should."""
-        if board.fate is Fate.UNKNOWN and any(board.cells) and _is_process(board.parent_pid):
-            now_s = self._clock.monotonic()
-            if now_s - self._first_look_s.setdefault(owner.number, now_s) < EVIDENCE_S:
-                return True
-        self._first_look_s.pop(owner.number, None)
-        return False
-
     # --- giving back
 
-    def _bury(self, connection: sqlite3.Connection, owner: OwnerRow, board: Board | None) -> tuple[int, bool]:
+    def _bury(self, connection: sqlite3.Connection, owner: OwnerRow, death: Death) -> tuple[int, bool]:
         """Gives back what the owner held, and forgets it; how many that were, and whether it was all."""
-        worker = one_line(f"worker {owner.name} (PID {owner.pid})", 300)
-        evidence = f"{worker} has died, and it had no board" if board is None else board.evidence(worker)
-        charged = 0
-        if board is not None and board.fate is not Fate.ENDED_ON_PURPOSE:
-            charged = self._charge(connection, owner, board, evidence)
+        charged = self._charge(connection, owner, death) if death.charged else 0
         failpoints.hit("reap.mid_batch")
         others = connection.execute(_GIVE_BACK, leases_of(owner.number)).rowcount
         is_done = others < CHUNK
         if is_done:
             connection.execute("delete from owner where id = ?", (owner.number,))
             self._share.wake.clear(owner.slot)
-        level = logging.INFO if board is not None and board.fate is Fate.ENDED_ON_PURPOSE else logging.WARNING
-        text = "%s. %d messages are charged with the crash, %d more are given back."
-        logger.log(level, text, evidence, charged, others)
+        death.tell(charged, others)
         return charged + others, is_done
 
-    def _charge(self, connection: sqlite3.Connection, owner: OwnerRow, board: Board, evidence: str) -> int:
+    def _charge(self, connection: sqlite3.Connection, owner: OwnerRow, death: Death) -> int:
         """Gives back what ran, with a crash more. What was settled but stands on the board yet is not held any more."""
-        incident = Incident(self._clock.now_ms(), 0, ErrorText(CRASH, evidence))
-        marks = _encode(sorted(board.running())).decode()
+        incident = Incident(self._clock.now_ms(), 0, ErrorText(CRASH, death.evidence))
+        marks = _encode(sorted(death.charged)).decode()
         values = (entry_of(incident), marks, *leases_of(owner.number))
         return connection.execute(_CHARGE, values).rowcount
 
@@ -154,16 +132,3 @@ class Reaper:
         if released:
             logger.warning("%d messages were claimed by nobody that is known: they are given back.", released)
         return released
-
-
-def _is_process(pid: int) -> bool:
-    """True if there is such a process. It may be another one that has got the number: then a wait is in vain, once."""
-    if pid <= 0:
-        return False
-    try:
-        os.kill(pid, 0)
-    except PermissionError:
-        return True
-    except (ProcessLookupError, OverflowError):
-        return False
-    return True

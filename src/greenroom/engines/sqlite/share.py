@@ -9,12 +9,12 @@ from weakref import WeakSet
 
 from ...errors import BrokerError
 from ...forksafe import in_child
+from ...host.liveness import LockFile, close_lock_file, open_lock_file
 from ...logging import get_logger
 from .bell import Bell
 from .database import Database
 from .errors import translate_os
 from .inheritance import check_usable, close_inherited
-from .liveness import LockFile, close_lock_file, open_lock_file
 from .rows import ring
 from .wake import WakeFolder
 from .writes import Writes

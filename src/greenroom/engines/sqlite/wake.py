@@ -2,7 +2,7 @@
 
 Beside the queue file lies a folder ``<file>-wake`` with
 
-* ``lock``: who is alive (``liveness``);
+* ``lock``: who is alive (``host.liveness``);
 * ``board``: 64 numbers in a mapped file, one a slot. A waiter writes there, before it looks at the queue for the last
   time, the next due time it knows; 0 means that it does not wait. A sender commits, then looks at the board: for what
   is ready it wakes all who wait, for a delayed message those who know of nothing earlier. So a busy fleet costs a
@@ -24,8 +24,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from ...clock import SYSTEM_CLOCK
-from .descriptor import Descriptor
-from .queue_file import folder_mode
+from ...host.descriptor import Descriptor
+from ...host.folders import make_folder
 
 #: How many processes can be woken; more may wait, and look once a second.
 SLOTS = 64
@@ -36,13 +36,6 @@ _BOARD_BYTES = SLOTS * 8
 _NOBODY = bytes(_BOARD_BYTES)
 #: Seconds before a FIFO that nobody read is tried again.
 _RETRY_S = 0.5
-
-
-def make_folder(path: Path, mode: int) -> None:
-    """Makes the folder for files of ``mode``, if it is not there."""
-    if not path.is_dir():
-        path.mkdir(exist_ok=True)
-        path.chmod(folder_mode(mode))
 
 
 class WakeFolder:

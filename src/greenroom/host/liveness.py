@@ -24,10 +24,10 @@ import sys
 import threading
 from pathlib import Path
 
-from ...clock import SYSTEM_CLOCK
-from ...forksafe import in_child
+from ..clock import SYSTEM_CLOCK
+from ..forksafe import in_child
 from .descriptor import Descriptor, file_id
-from .wake import make_folder
+from .folders import make_folder
 
 #: How long the living have to follow to a lock file that was made anew.
 FOLLOW_MS = 2_000

@@ -10,15 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from greenroom.engines.sqlite import liveness
-from greenroom.engines.sqlite.liveness import FOLLOW_MS, LockFile, close_lock_file, open_lock_file
+from greenroom.host import liveness
+from greenroom.host.liveness import FOLLOW_MS, LockFile, close_lock_file, open_lock_file
 from greenroom.testing.clock import ManualClock
 from greenroom.testing.contract.processes import in_child
 from tests.engines.kit import Other, other_process
 from tests.runtime.cli_kit import wait_until
 
 HOLDS = """
-from greenroom.engines.sqlite.liveness import open_lock_file
+from greenroom.host.liveness import open_lock_file
 
 locks = open_lock_file(path, 0o600)
 say(locks.try_lock(7))
@@ -109,9 +109,7 @@ def test_closing_one_user_leaves_the_locks_of_the_others(path: Path, locks: Lock
     second.unlock(2)
     close_lock_file(second)
     gc.collect()
-    with other_process(
-        "from greenroom.engines.sqlite.liveness import *; say(open_lock_file(path, 0).is_alive(1))", path
-    ) as o:
+    with other_process("from greenroom.host.liveness import *; say(open_lock_file(path, 0).is_alive(1))", path) as o:
         assert o.hear() == "True"
 
 
@@ -273,7 +271,7 @@ def test_a_file_that_was_made_anew(path: Path, locks: LockFile, probe: Callable[
     locks.renew()
     assert path.exists()
     with other_process(
-        "from greenroom.engines.sqlite.liveness import *; say(open_lock_file(path, 0o600).is_alive(3))", path
+        "from greenroom.host.liveness import *; say(open_lock_file(path, 0o600).is_alive(3))", path
     ) as o:
         assert o.hear() == "True"
     assert probe() == "True"
