@@ -40,6 +40,9 @@ class App(Protocol):
     def send_delayed(self, actor: str, values: range, delay_s: int) -> None:
         """Sends them all, to be run in ``delay_s`` seconds."""
 
+    def send_due(self, count: int, begin_s: float, spread_s: float) -> None:
+        """Sends messages that are due at equal distances over a time. Only where the case needs it."""
+
     def close(self) -> None:
         """Closes what the app opened."""
 
@@ -130,6 +133,13 @@ def delayed(app: App, args: argparse.Namespace) -> dict[str, Any]:
     return {"seconds": time.perf_counter() - begin, "sent": args.count}
 
 
+def scheduled(app: App, args: argparse.Namespace) -> dict[str, Any]:
+    """Messages that are due from ``seconds`` from now on, within ``spread``."""
+    begin = time.perf_counter()
+    app.send_due(args.count, args.seconds, args.spread)
+    return {"seconds": time.perf_counter() - begin, "sent": args.count}
+
+
 COMMANDS = {
     "loop": loop,
     "bulk": bulk,
@@ -139,6 +149,7 @@ COMMANDS = {
     "grouped": grouped,
     "flood": flood,
     "delayed": delayed,
+    "scheduled": scheduled,
 }
 
 
@@ -153,6 +164,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--high-ms", type=float, default=0.0)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--seconds", type=int, default=60, help="flood: how long; delayed: the delay")
+    parser.add_argument("--spread", type=float, default=8.0, help="scheduled: the time within which all are due")
     parser.add_argument("--backlog", type=int, default=0)
     return parser
 

@@ -7,14 +7,15 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from .harness import CannotRun, Options, Skipped
-from .peers.environment import huey_python
+from .peers.environment import peer_python
 from .processes import Process, running
 from .recorder import FOLDER_VARIABLE
 
@@ -32,6 +33,7 @@ class System:
     worker: Callable[[int, int], list[str]]
     paths: tuple[Path, ...] = (ROOT, ROOT / "src")
     version: str = field(default="", compare=False)
+    settings: Mapping[str, str] = field(default_factory=dict, compare=False)
 
     def environment(self, folder: Path) -> dict[str, str]:
         """The environment of all its processes: the caller's, without settings that would change the measurement."""
@@ -40,6 +42,7 @@ class System:
             **kept,
             "PYTHONPATH": os.pathsep.join(map(str, self.paths)),
             FOLDER_VARIABLE: str(folder),
+            **self.settings,
         }
 
     def producer(self, command: str, actor: str, count: int, *options: object) -> list[str]:
@@ -95,7 +98,7 @@ def greenroom_with_results() -> System:
 @functools.cache
 def huey(poll_s: float = 0.01) -> System:
     """Huey in its own environment: quiet, no periodic tasks, no health check, one poll each ``poll_s`` when idle."""
-    python, version = huey_python()
+    python, version = peer_python("huey")
     app = "benchmarks.peers.huey_app"
 
     def worker(processes: int, threads: int) -> list[str]:
@@ -107,8 +110,53 @@ def huey(poll_s: float = 0.01) -> System:
     return System("huey", app, python, worker, (ROOT,), version)
 
 
-def prototype(options: Options) -> System:
-    """The prototype in the folder that the command line or ``BENCH_PROTOTYPE`` names."""
+def networked(library: str, url: str, **settings: str) -> System:
+    """Greenroom or Dramatiq, in this environment and by its own command line, on the server at ``url``."""
+    app = "benchmarks.peers.networked_app"
+
+    def worker(processes: int, threads: int) -> list[str]:
+        return [sys.executable, "-m", library, app, "-p", str(processes), "-t", str(threads)]
+
+    known = {"BENCH_LIBRARY": library, "BENCH_URL": url, **settings}
+    return System(library, app, sys.executable, worker, version=version(library), settings=known)
+
+
+def bare_pika(url: str) -> System:
+    """A publish loop of pika's own, for sends alone."""
+    app = "benchmarks.peers.pika_app"
+    settings = {"BENCH_URL": url}
+    return System("pika", app, sys.executable, _no_worker, version=version("pika"), settings=settings)
+
+
+def _no_worker(processes: int, threads: int) -> list[str]:
+    raise CannotRun("this peer only sends")
+
+
+def celery(url: str) -> System:
+    """Celery in the environment of the peers, with a pool of threads."""
+    python, version = peer_python("celery")
+    app = "benchmarks.peers.celery_app"
+
+    def worker(processes: int, threads: int) -> list[str]:
+        line = f"-m celery -A {app} worker -P threads -c {threads} --without-gossip --without-mingle -l error"
+        return [python, *line.split(), "--without-heartbeat"]
+
+    return System("celery", app, python, worker, (ROOT,), version, {"BENCH_URL": url})
+
+
+def taskiq(url: str) -> System:
+    """taskiq in the environment of the peers."""
+    python, version = peer_python("taskiq")
+    app = "benchmarks.peers.taskiq_app"
+
+    def worker(processes: int, threads: int) -> list[str]:
+        return [python, *f"-m taskiq worker {app}:broker -w {processes} --max-async-tasks 100".split()]
+
+    return System("taskiq", app, python, worker, (ROOT,), version, {"BENCH_URL": url})
+
+
+def prototype(options: Options, **settings: str) -> System:
+    """The prototype in the folder that the command line or ``BENCH_PROTOTYPE`` names; ``settings`` choose its engine."""
     folder = options.prototype
     if folder is None:
         raise Skipped("no prototype: give its folder by --prototype or BENCH_PROTOTYPE")
@@ -116,5 +164,10 @@ def prototype(options: Options) -> System:
         raise CannotRun(f"{folder} holds no prototype (no runtime.py)")
     app = "benchmarks.peers.prototype_app"
     return System(
-        "prototype", app, sys.executable, lambda processes, threads: [sys.executable, "-m", app], (ROOT, folder)
+        "prototype",
+        app,
+        sys.executable,
+        lambda processes, threads: [sys.executable, "-m", app],
+        (ROOT, folder),
+        settings=settings,
     )

@@ -1,7 +1,14 @@
-"""The cases by name, in the order in which they run. The first line of a module's docstring says what it measures."""
+"""The cases by name, in the order in which they run.
+
+Without a server a case is a module, with one a function; the first line of the docstring says what it measures.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ..harness import Options, Row
 from . import (
     backlog,
     coroutines,
@@ -14,6 +21,8 @@ from . import (
     import_time,
     profile,
     prototype,
+    rabbitmq,
+    redis,
     result_round_trip,
     results_drain,
     scale,
@@ -41,9 +50,25 @@ MODULES = (
     prototype,
     profile,
 )
-CASES = {module.__name__.rpartition(".")[2]: module for module in MODULES}
+SERVERS = (redis, rabbitmq)
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """Something to measure, and its first line of words."""
+
+    run: Callable[[Options], list[Row]]
+    summary: str
+
+
+def _first_line(text: str | None) -> str:
+    return (text or "").splitlines()[0]
+
+
+CASES = {module.__name__.rpartition(".")[2]: Case(module.run, _first_line(module.__doc__)) for module in MODULES}
+CASES |= {run.__name__: Case(run, _first_line(run.__doc__)) for module in SERVERS for run in module.CASES}
 
 
 def summary(name: str) -> str:
     """What the case measures, in one line."""
-    return (CASES[name].__doc__ or "").splitlines()[0]
+    return CASES[name].summary

@@ -10,42 +10,48 @@ from ..harness import CannotRun
 
 FOLDER = Path(__file__).resolve().parent.parent.parent / ".venv-peers"
 PYTHON = FOLDER / "bin" / "python"
-HUEY = "huey>=3.1,<4"
+#: By the name of the module that is imported: what pip is asked for.
+PEERS = {
+    "huey": ["huey>=3.1,<4"],
+    "celery": ["celery>=5.4,<6"],
+    "taskiq": ["taskiq>=0.11", "taskiq-aio-pika>=0.4"],
+}
 INSTALL_LIMIT_S = 300
 
 
-def huey_python() -> tuple[str, str]:
-    """The Python that has Huey, and Huey's version; makes the environment first if need be.
+def peer_python(peer: str) -> tuple[str, str]:
+    """The Python that has the peer, and the peer's version; makes the environment first if need be.
 
     Raises:
       CannotRun: It could not be made; the message is pip's last line.
     """
-    version = huey_version()
+    version = peer_version(peer)
     if version is None:
-        print(f"making {FOLDER.name} and installing Huey into it", flush=True)
-        run([sys.executable, "-m", "venv", str(FOLDER)])
-        run([str(PYTHON), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", HUEY])
-        version = huey_version()
+        print(f"installing {peer} into {FOLDER.name}", flush=True)
+        if not PYTHON.exists():
+            run(peer, [sys.executable, "-m", "venv", str(FOLDER)])
+        run(peer, [str(PYTHON), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *PEERS[peer]])
+        version = peer_version(peer)
     if version is None:
-        raise CannotRun(f"Huey cannot be imported in {FOLDER.name}; delete that folder and try again")
+        raise CannotRun(f"{peer} cannot be imported in {FOLDER.name}; delete that folder and try again")
     return str(PYTHON), version
 
 
-def huey_version() -> str | None:
-    """Huey's version in the environment of the peers, or None."""
+def peer_version(peer: str) -> str | None:
+    """The peer's version in the environment of the peers, or None."""
     if not PYTHON.exists():
         return None
-    code = "import huey; print(huey.__version__)"
+    code = f"from importlib.metadata import version; import {peer}; print(version({peer!r}))"
     done = subprocess.run([str(PYTHON), "-c", code], capture_output=True, text=True, timeout=60, check=False)
     return done.stdout.strip() if done.returncode == 0 else None
 
 
-def run(command: list[str]) -> None:
+def run(peer: str, command: list[str]) -> None:
     """Runs one step of the installation, quietly."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=INSTALL_LIMIT_S, check=False)
     except subprocess.TimeoutExpired as error:
-        raise CannotRun(f"installing Huey took more than {INSTALL_LIMIT_S} s") from error
+        raise CannotRun(f"installing {peer} took more than {INSTALL_LIMIT_S} s") from error
     if done.returncode:
         lines = (done.stderr or done.stdout).strip().splitlines() or ["no output"]
-        raise CannotRun(f"Huey could not be installed: {lines[-1]}")
+        raise CannotRun(f"{peer} could not be installed: {lines[-1]}")

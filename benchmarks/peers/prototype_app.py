@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import runtime  # the prototype's
-from engine_sqlite import Sqlite  # the prototype's
+from engines import make  # the prototype's
 
 from .. import recorder
 
-broker = runtime.Broker(Sqlite(str(Path(os.environ[recorder.FOLDER_VARIABLE]) / "queue.db")))
+os.environ["SQPATH"] = str(Path(os.environ[recorder.FOLDER_VARIABLE]) / "queue.db")
+broker = runtime.Broker(make(os.environ.get("PENG", "sqlite")))
 
 
 @broker.actor
