@@ -145,6 +145,25 @@ class Broker:
             hooks = self._hooks = HookTable(self._middleware, Middleware)
         return hooks
 
+    @property
+    def composition_store(self) -> Any:
+        """The ``Store`` that keeps groups and long pipelines: the one that ``GroupCallbacks`` was given a backend on;
+        else ``store``, this broker's own; else that of the results. None if there is none of these.
+
+        Where it is not ``store``, what it keeps and what becomes of messages are two steps.
+        """
+        if self.transport is None:
+            return None
+        offered = self.hooks.composition_store
+        if offered is not None and not offered.is_one_with(self.transport):
+            return offered
+        return self.hooks.spare_store if self.store is None else self.store
+
+    @property
+    def _why_no_store(self) -> str:
+        """The rest of an error's sentence, for a composition that needs a store."""
+        return f"{type(self).__name__} has none"
+
     def _forget_hooks(self) -> None:
         self._hooks = None
 

@@ -47,6 +47,10 @@ NAMES = (
     "dlq.before",
     "dlq.after",
     "ack.after_commit_before_reply",
+    "group.after_member_remove",
+    "group.before_push",
+    "group.after_push",
+    "group.after_mark",
     "shutdown.after_stop_fetch",
 )
 

@@ -1,4 +1,4 @@
-"""A queue file with messages in all states, and commands on it that run in this process."""
+"""A broker with messages in all states, and commands on it that run in this process."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from greenroom import Message
-from greenroom.brokers.sqlite import SqliteBroker
+from greenroom.brokers import from_url
+from greenroom.brokers.engine import EngineBroker
 from greenroom.cli import main
 from greenroom.clock import SYSTEM_CLOCK, Clock
 from greenroom.core.verdict import Verdict
@@ -41,18 +42,25 @@ class Said:
 
 
 class Desk:
-    """A queue file in a folder of its own."""
+    """A broker that holds no messages yet: by default a queue file in a folder of its own, which is not there yet."""
 
-    def __init__(self, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        capsys: pytest.CaptureFixture[str],
+        monkeypatch: pytest.MonkeyPatch,
+        url: str | None = None,
+    ) -> None:
         self.path = folder / "queue.db"
-        self.url = f"sqlite:///{self.path}"
+        self.url = url or f"sqlite:///{self.path}"
         self._capsys = capsys
         self._monkeypatch = monkeypatch
 
     @contextmanager
-    def broker(self, clock: Clock = SYSTEM_CLOCK) -> Iterator[SqliteBroker]:
-        """A broker on the file."""
-        broker = SqliteBroker(self.path, clock=clock)
+    def broker(self, clock: Clock = SYSTEM_CLOCK) -> Iterator[EngineBroker]:
+        """The broker."""
+        broker = from_url(self.url, clock=clock)
+        assert isinstance(broker, EngineBroker)
         try:
             yield broker
         finally:
@@ -90,7 +98,7 @@ class Desk:
             return {letter.id for letter in broker.transport.dead(limit=10_000)}
 
     def run(self, *words: str, typed: str | None = None) -> Said:
-        """Runs a command on the file, at a terminal if something is ``typed``."""
+        """Runs a command on the broker, at a terminal if something is ``typed``."""
         stdin = io.StringIO() if typed is None else Terminal(typed)
         self._monkeypatch.setattr("sys.stdin", stdin)
         self._capsys.readouterr()
@@ -109,7 +117,7 @@ class Desk:
         return json.loads(said.out)
 
 
-def kill_ready(broker: SqliteBroker, queue: str = "default", error: ErrorText | None = REFUSED) -> list[str]:
+def kill_ready(broker: EngineBroker, queue: str = "default", error: ErrorText | None = REFUSED) -> list[str]:
     """Lets all that is ready in a queue die; the storage ids."""
     consumer = broker.transport.consumer("test")
     consumer.subscribe([queue])

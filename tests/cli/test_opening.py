@@ -18,13 +18,13 @@ LOOKING = (["queues"], ["peek", "default"], ["dead", "list"], ["dead", "replay",
 
 
 @pytest.mark.parametrize("words", [*LOOKING, ["resume", "default"], ["flush", "--all"]], ids=" ".join)
-def test_looking_makes_no_file(desk: Desk, words: list[str]) -> None:
+def test_looking_makes_no_file(file_desk: Desk, words: list[str]) -> None:
     """A command on a file that is not there names it, ends with 3, and leaves the folder as it was."""
-    said = desk.run(*words)
+    said = file_desk.run(*words)
     assert said.code == 3
-    assert str(desk.path) in said.err
+    assert str(file_desk.path) in said.err
     assert said.err.startswith("greenroom: error: ")
-    assert list(desk.path.parent.iterdir()) == []
+    assert list(file_desk.path.parent.iterdir()) == []
 
 
 def test_looking_makes_no_default_file(tmp_path: Path) -> None:
@@ -93,16 +93,16 @@ def test_a_broker_of_another_kind(tmp_path: Path) -> None:
     assert "cannot be looked into" in done.stderr
 
 
-def test_a_file_that_is_no_queue(desk: Desk) -> None:
+def test_a_file_that_is_no_queue(file_desk: Desk) -> None:
     """A file of another program ends a command with 5, and stays as it was."""
-    with sqlite3.connect(desk.path) as connection:
+    with sqlite3.connect(file_desk.path) as connection:
         connection.execute("create table mine (x)")
     connection.close()
-    before = desk.path.read_bytes()
-    said = desk.run("queues")
+    before = file_desk.path.read_bytes()
+    said = file_desk.run("queues")
     assert said.code == 5
-    assert str(desk.path) in said.err
-    assert desk.path.read_bytes() == before
+    assert str(file_desk.path) in said.err
+    assert file_desk.path.read_bytes() == before
 
 
 def test_output_that_nobody_reads(desk: Desk) -> None:

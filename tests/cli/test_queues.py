@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from greenroom import Message
-from greenroom.brokers.sqlite import SqliteBroker
+from greenroom.brokers.engine import EngineBroker
 from greenroom.clock import SYSTEM_CLOCK
 from greenroom.core.verdict import Verdict
 from greenroom.names import new_storage_id
@@ -109,7 +109,7 @@ def test_peeking_for_a_program(desk: Desk) -> None:
     assert message["body_base64"] is None
 
 
-def retry_it(broker: SqliteBroker) -> None:
+def retry_it(broker: EngineBroker) -> None:
     """Lets the one message of the queue fail once, by a consumer that ends."""
     consumer = broker.transport.consumer("before")
     consumer.subscribe(["default"])

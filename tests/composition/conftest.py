@@ -15,8 +15,10 @@ from tests.runtime.worker_kit import working
 @pytest.fixture(params=ENGINES)
 def broker(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[EngineBroker]:
     """A broker without a worker."""
-    broker = make_broker(request.param, tmp_path)
+    url = request.getfixturevalue("redis_url") if request.param == "redis" else None
+    broker = make_broker(request.param, tmp_path, url=url)
     yield broker
+    broker.composition_store.close()
     broker.close()
 
 

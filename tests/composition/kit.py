@@ -10,21 +10,35 @@ from typing import Any
 
 from greenroom import Actor, actor
 from greenroom.brokers.engine import EngineBroker
+from greenroom.brokers.redis import RedisBroker
 from greenroom.brokers.sqlite import SqliteBroker
 from greenroom.brokers.stub import StubBroker
 from greenroom.clock import SYSTEM_CLOCK, Clock
-from greenroom.middleware import CurrentMessage
+from greenroom.engines.redis.transport import RedisTransport
+from greenroom.middleware import CurrentMessage, GroupCallbacks
+from greenroom.rate_limits import backends as limits
 from greenroom.results import Results
+from greenroom.results import backends as results
 
-ENGINES = ("memory", "sqlite")
+#: The last two keep compositions in a SQLite file that is not the broker's: one its results, too.
+ENGINES = ("memory", "sqlite", "redis", "sqlite+elsewhere", "memory+elsewhere")
 #: Milliseconds that a test waits for a result at most.
 PATIENCE = 20_000
 
 
-def make_broker(engine: str, folder: Path, *, clock: Clock = SYSTEM_CLOCK) -> EngineBroker:
-    """A broker that keeps all results."""
-    broker = StubBroker(clock=clock) if engine == "memory" else SqliteBroker(folder / "q.db", clock=clock)
-    broker.add_middleware(Results(store_results=True))
+def make_broker(engine: str, folder: Path, *, clock: Clock = SYSTEM_CLOCK, url: str | None = None) -> EngineBroker:
+    """A broker that keeps all results. ``url``: of the server, for Redis."""
+    broker: EngineBroker
+    if engine == "redis":
+        broker = RedisBroker(url=url, namespace=folder.name, clock=clock)
+    elif engine.startswith("memory"):
+        broker = StubBroker(clock=clock)
+    else:
+        broker = SqliteBroker(folder / "q.db", clock=clock)
+    if engine.endswith("elsewhere"):
+        broker.add_middleware(GroupCallbacks(limits.SqliteBackend(folder / "store.db")))
+    backend = results.SqliteBackend(folder / "store.db") if engine == "sqlite+elsewhere" else None
+    broker.add_middleware(Results(backend=backend, store_results=True))
     broker.add_middleware(CurrentMessage())
     return broker
 
@@ -67,10 +81,15 @@ class Actors:
 
 def leftovers(broker: Any) -> set[str]:
     """Keys of plans, members, sets and kept results that are still in the broker's store."""
-    return {key for key in _keys(broker.transport) if key.startswith(("p:", "m:", "g:"))}
+    keys = _keys(broker.composition_store.transport)
+    return {key for key in keys if key.startswith(("p:", "m:", "g:", "t:"))}
 
 
 def _keys(transport: Any) -> set[str]:
+    if isinstance(transport, RedisTransport):
+        start = len(transport.keys.prefix)
+        found = transport.share.call("KEYS", transport.keys.prefix.replace(b"{", b"\\{") + b"s[vpt]:*")
+        return {key[start + 3 :].decode() for key in found}
     if not hasattr(transport, "path"):
         keep = transport._keep
         return {*keep._values, *keep._sets}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from typing import Any
 
 import pytest
@@ -13,8 +14,7 @@ from greenroom.composition import outcome_of
 from greenroom.errors import MiddlewareError, ResultFailure, ResultMissing, ResultTimeout
 from greenroom.middleware import GroupCallbacks, SkipMessage
 from greenroom.ports.store import Progress, SetLook
-from greenroom.rate_limits import StoreBackend
-from greenroom.rate_limits.backends import StubBackend
+from greenroom.rate_limits import RateLimiterBackend, StoreBackend
 from tests.composition.kit import PATIENCE, Actors
 from tests.runtime.cli_kit import wait_until
 from tests.runtime.worker_kit import Gate, working
@@ -215,6 +215,7 @@ def test_coroutines(actors: Actors, broker: EngineBroker) -> None:
         assert asyncio.run(main()) == [2, 4]
 
 
+@pytest.mark.parametrize("broker", ["memory", "sqlite"], indirect=True)
 @pytest.mark.usefixtures("worker")
 def test_group_callbacks_on_the_brokers_own_store(actors: Actors, broker: EngineBroker) -> None:
     """There the engine sends the callbacks, and the middleware only says how long a group is remembered."""
@@ -227,15 +228,46 @@ def test_group_callbacks_on_the_brokers_own_store(actors: Actors, broker: Engine
     assert broker.store.apply([SetLook(f"g:{many.id}")]) == [Progress(2, 0, 1)]
 
 
+class OwnBackend(RateLimiterBackend):
+    """A backend that a user has written for Dramatiq. Its keys are not kept for longer than it is."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, int] = {}
+        self.lock = threading.Lock()
+
+    def add(self, key: str, value: int, ttl: int) -> bool:
+        with self.lock:
+            return self.values.setdefault(key, value) is value
+
+    def decr(self, key: str, amount: int, minimum: int, ttl: int) -> bool:
+        with self.lock:
+            if self.values.get(key, 0) - amount < minimum:
+                return False
+            self.values[key] -= amount
+            return True
+
+    def wait_notify(self, key: str, ttl: int) -> None:
+        """Nobody waits."""
+
+
+@pytest.mark.parametrize("broker", ["memory", "sqlite"], indirect=True)
 @pytest.mark.usefixtures("worker")
-def test_group_callbacks_on_a_backend_of_its_own(actors: Actors, broker: EngineBroker) -> None:
-    """There members that succeed are counted, as Dramatiq does; a pipeline by its last stage."""
-    broker.add_middleware(GroupCallbacks(StubBackend()))
+def test_group_callbacks_on_a_backend_of_ones_own(actors: Actors, broker: EngineBroker) -> None:
+    """There members that succeed are counted, as Dramatiq does; a pipeline by its last stage; and one that fails for
+    good leaves the callbacks unsent."""
+    backend = OwnBackend()
+    broker.add_middleware(GroupCallbacks(backend))
     pipe = pipeline([actors.add.message(1, 1), actors.add.message(1)], broker=broker)
     many = group([actors.add.message(1, 1), pipe], broker=broker)
     many.add_completion_callback(actors.note.message())
     many.run()
     wait_until(actors.noted.is_set, "the callback ran")
+    assert actors.calls == [()]
+    failing = group([actors.add.message(1, 1), actors.fail.message()], broker=broker)
+    failing.add_completion_callback(actors.note.message("too much"))
+    failing.run()
+    wait_until(lambda: broker.transport.counts(["default"])["default"].dead, "the one has failed")
+    wait_until(lambda: sorted(backend.values.values()) == [1, 1], "the other has told of its end")
     assert actors.calls == [()]
     nested = group([group([actors.add.message(1, 1)], broker=broker)], broker=broker)
     nested.add_completion_callback(actors.note.message())

@@ -135,7 +135,7 @@ def test_members_without_a_backend_of_results(tmp_path: Path) -> None:
 def test_a_store_that_does_not_answer(actors: Actors, broker: EngineBroker, monkeypatch: pytest.MonkeyPatch) -> None:
     """A stage is not settled before its next one could be read: trouble with the store loses no pipeline."""
     pipe = pipeline([actors.add.message(1) for _ in range(25)], broker=broker).run()
-    store: Any = broker.store
+    store: Any = broker.composition_store
     apply, failures = store.apply, iter(range(1))
 
     def troubled(ops: Any) -> Any:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from greenroom import actor, group, pipeline
 from greenroom.brokers.stub import StubBroker
+from greenroom.engines.memory.transport import MemoryConsumer
 from greenroom.ports.store import Progress, SetLook
+from greenroom.ports.transport import MAX_TRIP
 from greenroom.results import Results
+from greenroom.runtime.trips import fitting
 from tests.composition.kit import PATIENCE, Actors
 from tests.runtime.cli_kit import wait_until
 from tests.runtime.worker_kit import working
@@ -102,3 +106,40 @@ def test_a_stage_of_5000_members(monkeypatch: pytest.MonkeyPatch) -> None:
     assert actors.calls == [(sum(range(5_000)),)]
     assert cost.ops < 3 * 5_000 + 100
     assert cost.trips < 40
+
+
+def test_no_trip_pushes_more_than_it_may(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Groups that are opened at the same time are opened in as many trips as it takes, none with more than a thousand
+    pushes."""
+    broker = StubBroker()
+    actors = Actors(broker)
+    pushes: list[int] = []
+    exchange = MemoryConsumer.exchange
+
+    def counted(self: Any, settle: Any, limit: int, skip: Any = frozenset()) -> Any:
+        pushes.append(sum(len(s.push) for s in settle))
+        return exchange(self, settle, limit, skip)
+
+    monkeypatch.setattr(MemoryConsumer, "exchange", counted)
+    for _ in range(3):
+        stage = group([actors.add.message(1, 1) for _ in range(1_100)], broker=broker)
+        pipeline([stage, actors.note.message()], broker=broker).run()
+    with working(broker, threads=4, timeout_ms=PATIENCE):
+        wait_until(lambda: len(actors.calls) == 3, "all three have run")
+    assert max(pushes) == MAX_TRIP
+
+
+def test_what_fits_into_a_trip() -> None:
+    """As many settlements as push no more than a trip carries; one that pushes more goes alone."""
+
+    def run(pushes: int) -> Any:
+        return SimpleNamespace(settlement=SimpleNamespace(push=range(pushes)))
+
+    def fit(*pushes: int) -> int:
+        return len(fitting([run(count) for count in pushes]))
+
+    assert fit(0, 0, MAX_TRIP) == 3
+    assert fit(1, MAX_TRIP) == 1
+    assert fit(MAX_TRIP, 0, 1) == 2
+    assert fit(MAX_TRIP + 1, 0) == 1
+    assert fit() == 0

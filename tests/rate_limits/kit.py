@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from greenroom.clock import Clock
-from greenroom.rate_limits import RateLimiterBackend, StoreBackend
-from greenroom.rate_limits.backends import SqliteBackend, StubBackend
+from greenroom.rate_limits import RateLimiterBackend
+from greenroom.rate_limits.backends import RedisBackend, SqliteBackend, StubBackend
 
 
 class CountingBackend(RateLimiterBackend):
@@ -61,6 +61,8 @@ class CountingBackend(RateLimiterBackend):
             self.lock.notify_all()
 
 
-def make_backend(kind: str, folder: Path, clock: Clock) -> StoreBackend:
-    """A backend of ours in a private folder."""
+def make_backend(kind: str, folder: Path, clock: Clock, url: str | None = None) -> RateLimiterBackend:
+    """A backend of ours in a private folder, or in a namespace of its own on the Redis server at ``url``."""
+    if kind == "redis":
+        return RedisBackend(url=url, namespace=folder.name, clock=clock)
     return StubBackend(clock=clock) if kind == "stub" else SqliteBackend(folder / "limits.db", clock=clock)

@@ -21,7 +21,7 @@ from greenroom.rate_limits import (
     RateLimiterBackend,
     WindowRateLimiter,
 )
-from greenroom.rate_limits.backends import StubBackend
+from greenroom.rate_limits.backends import RedisBackend, StubBackend
 from greenroom.testing.clock import ManualClock
 from tests.rate_limits.kit import CountingBackend, make_backend
 
@@ -31,19 +31,27 @@ def clock() -> ManualClock:
     return ManualClock()
 
 
-@pytest.fixture(params=["stub", "sqlite"])
+def url_for(request: pytest.FixtureRequest) -> str | None:
+    """Where the server is, for those that need one."""
+    return request.getfixturevalue("redis_url") if request.param.startswith("redis") else None
+
+
+@pytest.fixture(params=["stub", "sqlite", "redis"])
 def backend(request: pytest.FixtureRequest, tmp_path: Path, clock: ManualClock) -> Iterator[Any]:
-    backend = make_backend(request.param, tmp_path, clock)
+    backend = make_backend(request.param, tmp_path, clock, url_for(request))
     yield backend
     backend.close()
 
 
-@pytest.fixture(params=["stub", "sqlite", "counting"])
+@pytest.fixture(params=["stub", "sqlite", "redis", "redis as dramatiq", "counting"])
 def any_backend(request: pytest.FixtureRequest, tmp_path: Path, clock: ManualClock) -> Iterator[Any]:
     if request.param == "counting":
         yield CountingBackend()
         return
-    backend = make_backend(request.param, tmp_path, clock)
+    if request.param == "redis as dramatiq":
+        backend: Any = RedisBackend(url=url_for(request), wire="dramatiq")
+    else:
+        backend = make_backend(request.param, tmp_path, clock, url_for(request))
     yield backend
     backend.close()
 

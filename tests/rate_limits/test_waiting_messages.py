@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 import greenroom
+from greenroom.brokers.redis import RedisBroker
 from greenroom.brokers.sqlite import SqliteBroker
 from greenroom.brokers.stub import StubBroker
 from greenroom.rate_limits import (
@@ -37,9 +38,13 @@ class Claims(greenroom.Middleware):
         self.by_id[message.message_id] += 1
 
 
-@pytest.fixture(params=["stub", "sqlite"])
+@pytest.fixture(params=["stub", "sqlite", "redis"])
 def broker(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Any]:
-    broker: Any = StubBroker() if request.param == "stub" else SqliteBroker(tmp_path / "queue.db")
+    broker: Any
+    if request.param == "redis":
+        broker = RedisBroker(url=request.getfixturevalue("redis_url"))
+    else:
+        broker = StubBroker() if request.param == "stub" else SqliteBroker(tmp_path / "queue.db")
     yield broker
     broker.close()
 

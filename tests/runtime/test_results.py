@@ -15,6 +15,7 @@ import pytest
 import greenroom
 from greenroom import Message, Middleware, actor
 from greenroom.brokers.stub import StubBroker
+from greenroom.engines.redis.transport import RedisTransport
 from greenroom.errors import (
     BrokerError,
     BrokerFull,
@@ -28,7 +29,7 @@ from greenroom.errors import (
 from greenroom.middleware import default_middleware
 from greenroom.ports.store import Get
 from greenroom.results import Missing, ResultBackend, Results
-from greenroom.results.backends import SqliteBackend, StoreBackend, StubBackend
+from greenroom.results.backends import RedisBackend, SqliteBackend, StoreBackend, StubBackend
 from greenroom.runtime import store_writer
 from greenroom.testing.inline import InlineBroker
 from tests.runtime.cli_kit import wait_until
@@ -84,30 +85,38 @@ def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store_writer, "LONGEST_WAIT_S", 0.05)
 
 
-@pytest.fixture(params=ENGINES)
+def url_for(request: pytest.FixtureRequest) -> str | None:
+    """Where the server is, for those that need one."""
+    return request.getfixturevalue("redis_url") if "redis" in request.param else None
+
+
+@pytest.fixture(params=[*ENGINES, "redis"])
 def broker(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[EngineTestBroker]:
     """A broker that keeps results itself."""
-    broker = make_broker(request.param, tmp_path)
+    broker = make_broker(request.param, tmp_path, url=url_for(request))
     broker.add_middleware(Results(store_results=True))
     yield broker
     broker.close()
 
 
-@pytest.fixture(params=["memory", "sqlite", "elsewhere", "stub", "mine"])
+@pytest.fixture(params=["memory", "sqlite", "redis", "elsewhere", "stub", "in redis", "beside in redis", "mine"])
 def any_broker(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[EngineTestBroker]:
     """The same, and brokers whose results are kept elsewhere."""
     backends: dict[str, Callable[[], ResultBackend]] = {
         "elsewhere": lambda: SqliteBackend(tmp_path / "results.db"),
         "stub": StubBackend,
+        "in redis": lambda: RedisBackend(url=url_for(request)),
+        "beside in redis": lambda: RedisBackend(url=url_for(request)),
         "mine": Mine,
     }
     make = backends.get(request.param)
     backend = make() if make is not None else None
-    broker = make_broker(request.param if backend is None else "memory", tmp_path)
+    beside = "redis" if request.param == "beside in redis" else "memory"
+    broker = make_broker(request.param if backend is None else beside, tmp_path, url=url_for(request))
     broker.add_middleware(Results(backend=backend, store_results=True))
     yield broker
     broker.close()
-    if isinstance(backend, SqliteBackend):
+    if isinstance(backend, (SqliteBackend, RedisBackend)):
         backend.close()
 
 
@@ -289,6 +298,10 @@ def test_a_result_is_dropped_with_a_lost_lease(broker: EngineTestBroker, tmp_pat
             with sqlite3.connect(tmp_path / "q.db") as connection:
                 connection.execute("update message set lease = lease + 1000000")
             connection.close()
+        elif isinstance(broker.transport, RedisTransport):
+            share = broker.transport.share
+            worker.pause()
+            share.call("ZADD", share.keys.leases, 0, worker._pump.consumer._owner.id)
         else:
             worker._pump.consumer.abandon()
             worker.pause()

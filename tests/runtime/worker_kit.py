@@ -10,11 +10,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import redis
+
 from greenroom import Actor, Middleware, Worker, actor
 from greenroom.brokers.engine import EngineBroker
 from greenroom.clock import SYSTEM_CLOCK, Clock
 from greenroom.engines.memory.store import MemoryStore
 from greenroom.engines.memory.transport import MemoryTransport
+from greenroom.engines.redis.store import RedisStore
+from greenroom.engines.redis.transport import RedisTransport
 from greenroom.engines.sqlite.store import SqliteStore
 from greenroom.engines.sqlite.transport import SqliteTransport
 from greenroom.ports.admin import Counts, DeadLetter
@@ -37,6 +41,8 @@ class EngineTestBroker(EngineBroker):
     @cached_property
     def store(self) -> Store:
         inner = getattr(self.transport, "inner", self.transport)
+        if isinstance(inner, RedisTransport):
+            return RedisStore(inner)
         return MemoryStore(inner) if isinstance(inner, MemoryTransport) else SqliteStore(inner)
 
     def counts(self, queue: str = "default") -> Counts:
@@ -56,10 +62,23 @@ class EngineTestBroker(EngineBroker):
 
 
 def make_broker(
-    engine: str, folder: Path, middleware: Sequence[Middleware] | None = None, *, clock: Clock = SYSTEM_CLOCK, **kw: Any
+    engine: str,
+    folder: Path,
+    middleware: Sequence[Middleware] | None = None,
+    *,
+    clock: Clock = SYSTEM_CLOCK,
+    url: str | None = None,
+    **kw: Any,
 ) -> EngineTestBroker:
-    """A broker on a fresh engine of that name."""
-    transport = MemoryTransport(clock=clock) if engine == "memory" else SqliteTransport(folder / "q.db", clock=clock)
+    """A broker on a fresh engine of that name. ``url``: of the server, for Redis."""
+    transport: Any
+    if engine == "redis":
+        assert url is not None
+        transport = RedisTransport(redis.Redis.from_url(url), namespace=folder.name, clock=clock)
+    else:
+        transport = (
+            MemoryTransport(clock=clock) if engine == "memory" else SqliteTransport(folder / "q.db", clock=clock)
+        )
     return EngineTestBroker(transport, middleware, clock=clock, **kw)
 
 

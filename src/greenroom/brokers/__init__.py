@@ -13,14 +13,20 @@ __all__ = ["from_url"]
 #: scheme -> (module, factory). A factory is called with the URL and the keywords.
 _SCHEMES = {
     "sqlite": ("greenroom.brokers.sqlite", "SqliteBroker"),
+    "redis": ("greenroom.brokers.redis", "RedisBroker"),
+    "rediss": ("greenroom.brokers.redis", "RedisBroker"),
+    "unix": ("greenroom.brokers.redis", "RedisBroker"),
+    "amqp": ("greenroom.brokers.rabbitmq", "RabbitmqBroker"),
+    "amqps": ("greenroom.brokers.rabbitmq", "RabbitmqBroker"),
 }
 
 
 def from_url(url: str, **kwargs: Any) -> Broker:
     """The broker that a URL names.
 
-    ``sqlite:///relative.db``, ``sqlite:////absolute.db``; ``?durable=true`` and other keywords of the broker may
-    follow. ``kwargs`` go to the broker as they are.
+    ``sqlite:///relative.db``, ``sqlite:////absolute.db``, ``redis://host:6379/0``, ``rediss://`` (TLS),
+    ``unix:///socket``, ``amqp://user:password@host:5672/vhost``, ``amqps://`` (TLS); ``?durable=true`` and other keywords
+    of the broker may follow. ``kwargs`` go to the broker as they are.
 
     Raises:
       ValueError: For a scheme that is not known, or a bad parameter.

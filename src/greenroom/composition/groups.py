@@ -10,15 +10,15 @@ from typing import Any
 
 from ..broker import Broker, get_broker
 from ..context import running_messages
-from ..core.graph import COMPLETED_GROUP, End, Membership, Position, set_key
+from ..core.graph import COMPLETED_GROUP, End, Membership, Position, set_key, then_key
 from ..errors import ResultFailure, ResultTimeout
 from ..message import Message
 from ..middleware import GroupCallbacks
 from ..names import new_message_id
-from ..ports.store import Progress, SetDrop, SetLook
+from ..ports.store import Delete, Progress, SetDrop, SetLook
 from ..ports.watching import await_for, wait_for
 from .pipelines import has_ended, longest, pipeline
-from .planning import Planner, apply_all, check_on_error, find_counter, keeps_sets, leaves_of, set_ttl_ms
+from .planning import Planner, check_on_error, find_counter, keeps_sets, leaves_of, set_ttl_ms
 from .waiting import Steps, Waiter, failure_of, steps_of
 
 
@@ -83,7 +83,7 @@ class group:  # noqa: N801  # the name is Dramatiq's
         """
         planner, messages = self._plan()
         try:
-            apply_all(self.broker.store, planner.ops)
+            planner.run()
             for delay_ms, chunk in _by_delay(messages, delay):
                 self.broker.enqueue_many(chunk, delay=delay_ms)
         except BaseException:
@@ -97,7 +97,7 @@ class group:  # noqa: N801  # the name is Dramatiq's
         planner, messages = self._plan()
         try:
             if planner.ops:
-                await asyncio.to_thread(partial(apply_all, self.broker.store, planner.ops))
+                await asyncio.to_thread(planner.run)
             for delay_ms, chunk in _by_delay(messages, delay):
                 await self.broker.aenqueue_many(chunk, delay=delay_ms)
         except BaseException:
@@ -129,11 +129,11 @@ class group:  # noqa: N801  # the name is Dramatiq's
         return [Message(**fields).copy(options=told) for fields in self.completion_callbacks]
 
     def _counts_down(self) -> bool:
-        """True if callbacks are the business of a backend that is not the broker's own store."""
+        """True if callbacks are the business of a backend of a user's own."""
         if not self.completion_callbacks:
             return False
         counter = find_counter(self.broker)
-        return counter is not None and not counter.is_native(self.broker)
+        return counter is not None and counter.composition_store is None
 
     def _send_callbacks_of_none(self) -> None:
         if self.children or not self.completion_callbacks or self.id is not None:
@@ -144,7 +144,7 @@ class group:  # noqa: N801  # the name is Dramatiq's
     def _forget(self, planner: Planner) -> None:
         """Nothing is told when those members have ended that were sent all the same."""
         if self.id is not None and planner.ops:
-            self.broker.store.apply([SetDrop(set_key(self.id))])
+            self.broker.composition_store.apply([SetDrop(set_key(self.id)), Delete(then_key(self.id))])
 
     def _first(self, planner: Planner, membership: Membership | None, position: Position | None = None) -> Message[Any]:
         if position is None:
@@ -177,9 +177,10 @@ class group:  # noqa: N801  # the name is Dramatiq's
         return sum(has_ended(self.broker, child) for child in self.children)
 
     def _progress(self) -> Progress | None:
-        if self.id is None or self.broker.store is None:
+        store = self.broker.composition_store
+        if self.id is None or store is None:
             return None
-        progress: Progress | None = self.broker.store.apply([SetLook(set_key(self.id))])[0]
+        progress: Progress | None = store.apply([SetLook(set_key(self.id))])[0]
         return progress
 
     def wait(self, *, timeout: int | None = None) -> None:
@@ -197,7 +198,7 @@ class group:  # noqa: N801  # the name is Dramatiq's
                 pass
             return
         timeout_s = None if timeout is None else timeout / 1000
-        if wait_for(self.broker.store, [set_key(self.id or "")], self._look, timeout_s) is None:
+        if wait_for(self.broker.composition_store, [set_key(self.id or "")], self._look, timeout_s) is None:
             raise self._timeout(timeout)
 
     async def await_(self, *, timeout: int | None = None) -> None:  # noqa: ASYNC109  # as in wait
@@ -206,15 +207,15 @@ class group:  # noqa: N801  # the name is Dramatiq's
             await self.aget_results(timeout=timeout)
             return
         timeout_s = None if timeout is None else timeout / 1000
-        keys = [set_key(self.id or "")]
-        if await await_for(self.broker.store, keys, lambda: asyncio.to_thread(self._look), timeout_s) is None:
+        store, keys = self.broker.composition_store, [set_key(self.id or "")]
+        if await await_for(store, keys, lambda: asyncio.to_thread(self._look), timeout_s) is None:
             raise self._timeout(timeout)
 
     def _look(self) -> bool | None:
         """True if all members have ended; None if not."""
         progress = self._progress()
         if progress is None or (progress.failed and self.on_error == "fail"):
-            failure = failure_of(self.broker.store, (self.id or "",))
+            failure = failure_of(self.broker.composition_store, (self.id or "",))
             if failure is not None:
                 raise failure
             text = "nothing is known of it any more" if progress is None else f"{progress.failed} members failed"
@@ -286,7 +287,7 @@ def outcome_of(message: Any = None, *, broker: Broker | None = None) -> Progress
         messages = running_messages.get()
         message = messages[-1] if messages else None
     known = None if message is None else message.options.get(COMPLETED_GROUP)
-    store = (broker or get_broker()).store
+    store = (broker or get_broker()).composition_store
     if not isinstance(known, str) or store is None:
         return None
     progress: Progress | None = store.apply([SetLook(set_key(known))])[0]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Iterator
-from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -13,7 +12,7 @@ from ..core.graph import PIPE_TARGET, Membership, Position
 from ..core.options import delay_to_ms
 from ..errors import ResultFailure, ResultMissing
 from ..message import Message
-from .planning import Planner, apply_all, check_on_error, is_nestable, leaves_of, set_ttl_ms
+from .planning import Planner, check_on_error, is_nestable, leaves_of, set_ttl_ms
 from .waiting import Steps, Waiter, steps_of
 
 
@@ -80,7 +79,7 @@ class pipeline:  # noqa: N801  # the name is Dramatiq's
           Exception: As ``broker.enqueue``.
         """
         planner, first, delay_ms = self._plan(delay)
-        apply_all(planner.broker.store, planner.ops)
+        planner.run()
         self.broker.enqueue(first, delay=delay_ms)
         return self
 
@@ -88,7 +87,7 @@ class pipeline:  # noqa: N801  # the name is Dramatiq's
         """``run`` for coroutines."""
         planner, first, delay_ms = self._plan(delay)
         if planner.ops:
-            await asyncio.to_thread(partial(apply_all, planner.broker.store, planner.ops))
+            await asyncio.to_thread(planner.run)
         await self.broker.aenqueue(first, delay=delay_ms)
         return self
 

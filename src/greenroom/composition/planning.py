@@ -24,9 +24,10 @@ from ..core.graph import (
 )
 from ..message import Message
 from ..middleware import GroupCallbacks, Pipelines
+from ..middleware.completing import complete, making_set
 from ..middleware.composing import KEPT_TTL_MS
 from ..names import new_message_id
-from ..ports.store import MAX_OPS, Put, SetAdd, Store, StoreOp
+from ..ports.store import MAX_OPS, Put, Store, StoreOp
 from ..ports.transport import pack
 from .built_in import JOIN_GROUP, OPEN_GROUP
 
@@ -103,6 +104,17 @@ class Planner:
         self.ops: list[StoreOp] = []
         #: What is there for the sake of later stages, and goes if they never come.
         self.keys: list[str] = []
+        #: Groups without members.
+        self.empty: list[str] = []
+
+    def run(self) -> None:
+        """Has the store do what is needed before the first message is sent."""
+        broker = self.broker
+        store = broker.composition_store
+        apply_all(store, self.ops)
+        if store is not broker.store:
+            for group in self.empty:
+                complete(broker, group, new_message_id())
 
     def first(self, node: Any, membership: Membership | None) -> Message[Any]:
         """The message that starts a member."""
@@ -115,7 +127,7 @@ class Planner:
 
     def pipeline(self, stages: Sequence[Any], on_error: OnError, membership: Membership | None) -> Message[Any]:
         """The first message of a pipeline."""
-        if is_nestable(stages, on_error) or self.broker.store is None:
+        if is_nestable(stages, on_error) or self.broker.composition_store is None:
             self._check_without_store(stages, on_error)
             first = nested(stages)
         else:
@@ -123,17 +135,17 @@ class Planner:
         return first if membership is None else first.copy(options={GROUP_MEMBER: membership.as_option()})
 
     def _check_without_store(self, stages: Sequence[Any], on_error: OnError) -> None:
-        if self.broker.store is not None:
+        if self.broker.composition_store is not None:
             return
-        name = type(self.broker).__name__
+        why = self.broker._why_no_store
         if on_error != "fail":
-            raise ValueError(f"on_error={on_error!r} needs a broker with a store of its own; {name} has none.")
+            raise ValueError(f"on_error={on_error!r} needs a broker with a store of its own; {why}.")
         if not all(isinstance(stage, Message) for stage in stages):
-            raise ValueError(f"A group inside a pipeline needs a broker with a store of its own; {name} has none.")
+            raise ValueError(f"A group inside a pipeline needs a broker with a store of its own; {why}.")
         if len(stages) > MAX_NESTABLE:
             raise ValueError(
-                f"This pipeline has {len(stages)} stages; {name} has no store of its own, so that its first message "
-                f"has to carry all the others, and no more than {MAX_NESTABLE} can be nested."
+                f"This pipeline has {len(stages)} stages. More than {MAX_NESTABLE} need a broker with a store of its "
+                f"own; {why}. Without one the first message has to carry all the others."
             )
 
     def _planned(self, stages: Sequence[Any], on_error: OnError, membership: Membership | None) -> Message[Any]:
@@ -197,11 +209,9 @@ class Planner:
         parent: tuple[str, str] | None = None,
     ) -> list[Message[Any]]:
         """The first messages of a group's members, after a set of them is made; nested groups are opened, too."""
-        then = self.packed(callbacks)
-        count = len(children)
-        for start in range(0, max(1, count), MAX_OPS):
-            names = tuple(str(part) for part in range(start + 1, min(count, start + MAX_OPS) + 1))
-            self.ops.append(SetAdd(set_key(group), names, self.ttl_ms, then=then, parent=parent))
+        self.ops += making_set(self.broker, group, len(children), self.packed(callbacks), self.ttl_ms, parent)
+        if not children:
+            self.empty.append(group)
         messages: list[Message[Any]] = []
         inner = []
         for part, child in enumerate(children, 1):
@@ -225,9 +235,11 @@ def set_ttl_ms(broker: Any) -> int:
 
 
 def keeps_sets(broker: Any) -> bool:
-    """True if the broker's engine knows by itself when a group is complete."""
-    store = broker.store
-    return store is not None and store.features.pushes and any(isinstance(m, Pipelines) for m in broker.middleware)
+    """True if there is a store that knows when a group is complete."""
+    store = broker.composition_store
+    if store is None or not any(isinstance(m, Pipelines) for m in broker.middleware):
+        return False
+    return bool(store is not broker.store or store.features.pushes)
 
 
 def find_counter(broker: Any) -> GroupCallbacks | None:

@@ -58,13 +58,12 @@ class Waiter:
 
     def __init__(self, broker: Any, *, block: bool, timeout: int | None) -> None:
         self._backend = broker.get_results_backend()
-        self._store = broker.store
+        self._store = broker.composition_store
         self._block = block
         self._timeout = timeout
         self._deadline_s = None if timeout is None else SYSTEM_CLOCK.monotonic() + timeout / 1000
-        here = getattr(self._backend, "store", None)
         #: True if one watch sees results and failures.
-        self._is_one = self._store is not None and here is not None and self._backend.knows_what_is_sent
+        self._is_one = self._store is not None and _is_one(self._store, getattr(self._backend, "store", None), broker)
 
     def _left_ms(self) -> int:
         if self._deadline_s is None:
@@ -132,6 +131,13 @@ class Waiter:
             while not await asyncio.to_thread(look) and SYSTEM_CLOCK.monotonic() < deadline_s:  # noqa: ASYNC110  # no wake
                 await asyncio.sleep(_LOOK_S)
         return look.answer()
+
+
+def _is_one(store: Any, other: Any, broker: Any) -> bool:
+    """True if two stores are one: the same, or both the broker's own."""
+    if store is other:
+        return True
+    return store is broker.store and hasattr(other, "is_one_with") and bool(other.is_one_with(broker.transport))
 
 
 class _Look:

@@ -45,15 +45,24 @@ class Job:
       ops: Operations for ``owner.apply``; None if it is ``action``.
       action: Called on that thread. What raises is called again.
       strict: Wait for as long as it takes; else the message is settled without it after three tries.
+      then: Called with the answers to ``ops``, on the same thread. If it raises they are done again.
     """
 
-    __slots__ = ("action", "error", "failed_at_s", "ops", "owner", "strict", "tries")
+    __slots__ = ("action", "error", "failed_at_s", "ops", "owner", "strict", "then", "tries")
 
-    def __init__(self, owner: Any, ops: tuple[Any, ...] | None, action: Callable[[], Any] | None, strict: bool) -> None:
+    def __init__(
+        self,
+        owner: Any,
+        ops: tuple[Any, ...] | None,
+        action: Callable[[], Any] | None,
+        strict: bool,
+        then: Callable[[list[Any]], Any] | None = None,
+    ) -> None:
         self.owner = owner
         self.ops = ops
         self.action = action
         self.strict = strict
+        self.then = then
         #: How often it has failed, since when (monotonic), and what it failed with last; None if it has not.
         self.tries = 0
         self.failed_at_s = 0.0
@@ -77,6 +86,7 @@ class Ending:
         "error",
         "exception",
         "jobs",
+        "later",
         "message",
         "outcome",
         "push",
@@ -112,6 +122,8 @@ class Ending:
         self.push: list[Any] = []
         #: What is done before it.
         self.jobs: list[Job] = []
+        #: What is done some time after it, if it was settled: nothing depends on that. See ``tidy``.
+        self.later: list[Job] = []
 
     @property
     def delivery(self) -> Any:
@@ -124,18 +136,32 @@ class Ending:
         retries = 0 if self.message is None else self.message.options.get("retries", 0)
         return retries if isinstance(retries, int) else 0
 
-    def keep(self, store: Any, *ops: Any, strict: bool = False) -> None:
+    def keep(
+        self, store: Any, *ops: Any, strict: bool = False, then: Callable[[list[Any]], Any] | None = None
+    ) -> None:
         """Has ``store`` do operations: in one step with the settlement where it is one with the broker, before it where
         it is not.
 
         ``strict``: in the latter case the message is not settled until it is done; else it is given up, logged and
-        counted after three tries.
+        counted after three tries. ``then`` is called with the answers, on another thread; nobody asks for them where
+        they travel with the settlement.
         """
-        broker = self.broker
-        if store is broker.store or store.is_one_with(broker.transport):
+        if self._is_one_with(store):
             self.writes += ops
         else:
-            self.jobs.append(Job(store, ops, None, strict))
+            self.jobs.append(Job(store, ops, None, strict, then))
+
+    def tidy(self, store: Any, *ops: Any) -> None:
+        """Has ``store`` do away with what nobody needs once the message is settled: in one step with that where it is
+        one with the broker, else at some time after it."""
+        if self._is_one_with(store):
+            self.writes += ops
+        elif ops:
+            self.later.append(Job(store, ops, None, strict=True))
+
+    def _is_one_with(self, store: Any) -> bool:
+        broker = self.broker
+        return store is broker.store or bool(store.is_one_with(broker.transport))
 
     def call(self, owner: Any, action: Callable[[], Any], *, strict: bool = False) -> None:
         """Has ``action`` called before the message is settled, on the thread that writes for ``owner``, beside which

@@ -111,19 +111,20 @@ class GroupPlan(msgspec.Struct, frozen=True):
 
 class Opened(msgspec.Struct, frozen=True):
     """What the actor that opens a group returns: messages to be sent in one step with its settlement, and operations
-    for the store besides."""
+    for the store besides. ``complete`` names the group if it has no members and its store does not see to that."""
 
     messages: list[Any]
     writes: list[Any]
+    complete: str | None = None
 
 
 class Joined(msgspec.Struct, frozen=True):
-    """What the actor that joins a group returns: the results of its members, or why it failed; and operations that do
-    away with what was kept for it."""
+    """What the actor that joins a group returns: the results of its members, or why it failed; and ``litter``,
+    operations that do away with what was kept for it."""
 
     values: list[Any]
     failure: Failure | None
-    writes: list[Any]
+    litter: list[Any]
 
 
 # --- keys of the store
@@ -139,6 +140,11 @@ def set_key(group: str) -> str:
     return f"g:{group}"
 
 
+def group_of(key: str) -> str:
+    """The group whose set has this key."""
+    return key.removeprefix("g:")
+
+
 def members_key(group: str) -> str:
     """The messages of a group that is opened by a worker, from part 1 on; part 0 is its ``GroupPlan``."""
     return f"m:{group}"
@@ -147,6 +153,17 @@ def members_key(group: str) -> str:
 def results_key(group: str) -> str:
     """The results of a group's members, for the stage after it."""
     return f"g:{group}:results"
+
+
+def then_key(group: str) -> str:
+    """What is to be done when a group is complete, in a store that is not the broker's; and the slot of whoever does
+    it."""
+    return f"t:{group}"
+
+
+def pushed_key(group: str) -> str:
+    """That it was done."""
+    return f"d:{group}"
 
 
 def failure_key(composition: str) -> str:

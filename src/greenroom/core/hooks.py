@@ -45,10 +45,11 @@ class HookTable:
     """For each hook the bound methods that override it: ``before_*`` in list order, ``after_*`` in reverse.
 
     ``wrap`` and ``awrap`` hold the onion's layers, outermost first; ``ending`` and ``envelope_writes``, which are the
-    library's own, are in list order. Immutable once built.
+    library's own, are in list order. ``composition_store`` is the store that a middleware brings along to keep
+    compositions in, ``spare_store`` one that may be taken if there is no other. Immutable once built.
     """
 
-    __slots__ = (*HOOK_NAMES, "awrap", "ending", "envelope_writes", "wrap")
+    __slots__ = (*HOOK_NAMES, "awrap", "composition_store", "ending", "envelope_writes", "spare_store", "wrap")
 
     before_ack: tuple[Hook, ...]
     after_ack: tuple[Hook, ...]
@@ -65,6 +66,8 @@ class HookTable:
     awrap: tuple[Hook, ...]
     ending: tuple[Hook, ...]
     envelope_writes: tuple[Hook, ...]
+    composition_store: Any
+    spare_store: Any
 
     def __init__(self, middleware: Sequence[Any], base: type) -> None:
         for name in HOOK_NAMES:
@@ -72,6 +75,9 @@ class HookTable:
             setattr(self, name, overridden(order, base, name))
         for name in ("wrap", "awrap", "ending", "envelope_writes"):
             setattr(self, name, overridden(middleware, base, name))
+        for name in ("composition_store", "spare_store"):
+            offered = (getattr(m, name, None) for m in middleware)
+            setattr(self, name, next((store for store in offered if store is not None), None))
 
     def lean(self, name: str, actor: Any) -> tuple[Hook, ...]:
         """The methods of the hook ``name`` that may do something for a message of ``actor`` which carries no options

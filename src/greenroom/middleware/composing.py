@@ -6,10 +6,13 @@ the group that it is a member of is told. So a group completes whatever becomes 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import msgspec
 
+from .. import failpoints
 from ..core.ending import Ending, Outcome
 from ..core.failure import message_of, type_name
 from ..core.graph import (
@@ -22,6 +25,7 @@ from ..core.graph import (
     Opened,
     failure_key,
     goes_on,
+    group_of,
     last_target,
     membership_of,
     plan_key,
@@ -32,9 +36,11 @@ from ..core.graph import (
 from ..core.run import Run
 from ..encoder import get_encoder
 from ..logging import get_logger, one_line
-from ..message import Message, decode_message
-from ..ports.store import MAX_OPS, Delete, Get, Put, SetRemove
+from ..message import MAX_MESSAGE_BYTES, Message, decode_message
+from ..ports.checks import check_value
+from ..ports.store import MAX_OPS, Delete, Get, Put, SetRemove, StoreOp
 from ..ports.transport import ErrorText
+from .completing import complete
 
 logger = get_logger(__name__)
 
@@ -58,7 +64,7 @@ def with_result(broker: Any, message: Message[Any], result: Any) -> Message[Any]
 def departure_of(broker: Any, options: dict[str, Any]) -> SetRemove | None:
     """What takes a message that is done out of the set of its group, if it is a member and nothing else; None if there
     is more to it. What large groups consist of should cost little."""
-    if options.keys() != MEMBER_ONLY or broker.store is None:
+    if options.keys() != MEMBER_ONLY or broker.composition_store is None:
         return None
     membership = membership_of(options)
     if membership is None or membership.keeps:
@@ -66,8 +72,29 @@ def departure_of(broker: Any, options: dict[str, Any]) -> SetRemove | None:
     return SetRemove(set_key(membership.group), membership.member)
 
 
+def depart(broker: Any, ending: Ending, ops: Sequence[StoreOp]) -> None:
+    """Has members taken out of their sets, and what belongs to that done before; and sees to the groups that are
+    complete then, where their store does not."""
+    store = broker.composition_store
+    ending.keep(store, *ops, strict=True, then=partial(_see_to_completion, broker, ending, ops))
+
+
+def _see_to_completion(broker: Any, ending: Ending, ops: Sequence[StoreOp], answers: list[Any]) -> None:
+    failpoints.hit("group.after_member_remove")
+    for op, progress in zip(ops, answers, strict=True):
+        if type(op) is SetRemove and progress is not None and progress.is_complete:
+            _have_completed(broker, ending, group_of(op.key))
+
+
+def _have_completed(broker: Any, ending: Ending, group: str) -> None:
+    delivery = ending.delivery
+    holder = f"{delivery.id}.{delivery.attempt}"
+    ending.call(broker.composition_store, partial(complete, broker, group, holder), strict=True)
+
+
 class Composing:
-    """What the end of one message means. Owned by the thread that asks about endings.
+    """What the end of one message means. Owned by the thread that asks about endings; then, where compositions are kept
+    in a store that is not the broker's, by the thread that writes for that.
 
     Parameters:
       broker: Has an engine of ours.
@@ -77,7 +104,10 @@ class Composing:
 
     def __init__(self, broker: Any, ending: Ending, message: Any = None) -> None:
         self._broker = broker
-        self._store = broker.store
+        self._store = broker.composition_store
+        #: What the store is to do, and what nobody needs any more then.
+        self._ops: list[StoreOp] = []
+        self._litter: list[StoreOp] = []
         self._ending = ending
         self._message = ending.message if message is None else message
         self._options = options = self._message.options
@@ -86,7 +116,26 @@ class Composing:
         self._membership = membership_of(options) if self._store is not None else None
 
     def conclude(self) -> None:
-        """Decides what follows."""
+        """Decides what follows: here and now, or beside the executor if the store is not the broker's own."""
+        if self._store is self._broker.store or self._store is None:
+            self._decide()
+            self._hand_over()
+        else:
+            self._ending.call(self._store, self._decide_there, strict=True)
+
+    def _decide_there(self) -> None:
+        self._ops, self._litter = [], []  # it may be the second try
+        self._decide()
+        self._hand_over()
+
+    def _hand_over(self) -> None:
+        ending = self._ending
+        if self._ops:
+            depart(self._broker, ending, tuple(self._ops))
+        if self._litter:
+            ending.tidy(self._store, *self._litter)
+
+    def _decide(self) -> None:
         ending = self._ending
         result = ending.result
         if ending.outcome is not Outcome.DONE:
@@ -94,7 +143,7 @@ class Composing:
         elif type(result) is Opened:
             self._open(result)
         elif type(result) is Joined:
-            ending.writes += result.writes
+            self._litter += result.litter
             if result.failure is None:
                 self._go_on(result.values)
             else:
@@ -147,15 +196,23 @@ class Composing:
     def _push_planned(self, value: Any) -> None:
         """Reads the next stage out of the plan: here and now, or, if the store does not answer, until it does."""
         ending = self._ending
+        if self._store is not self._broker.store:  # whoever this is may wait, and tries again
+            self._push_part(value)
+            return
         actor = getattr(ending.message, "actor", None)
         if actor is not None and actor.is_async:  # nothing blocks the loop
-            ending.call(self._store, lambda: self._push_part(value), strict=True)
+            ending.call(self._store, lambda: self._push_part_later(value), strict=True)
             return
         try:
             self._push_part(value)
         except Exception as e:  # noqa: BLE001  # the message must not be settled without its next stage
             logger.warning("The plan of a pipeline cannot be read, trying again: %s", one_line(e, 500))
-            ending.call(self._store, lambda: self._push_part(value), strict=True)
+            ending.call(self._store, lambda: self._push_part_later(value), strict=True)
+
+    def _push_part_later(self, value: Any) -> None:
+        self._ops, self._litter = [], []
+        self._push_part(value)
+        self._hand_over()
 
     def _push_part(self, value: Any) -> None:
         position = self._position
@@ -165,7 +222,7 @@ class Composing:
             logger.warning("A stage of pipeline %s ran again after its end; nothing follows.", one_line(position.plan))
             return
         if self._push(decode_message(body), value):
-            self._ending.writes.append(Delete(plan_key(position.plan), position.next))
+            self._litter.append(Delete(plan_key(position.plan), position.next))
 
     def _push(self, message: Message[Any], value: Any) -> bool:
         if GROUP_MEMBER in self._options:
@@ -200,9 +257,8 @@ class Composing:
             self._end_badly(failure)
 
     def _end_well(self, value: Any) -> None:
-        ending = self._ending
         if self._position is not None:
-            ending.writes.append(Delete(plan_key(self._position.plan)))
+            self._litter.append(Delete(plan_key(self._position.plan)))
         membership = self._membership
         if membership is None:
             return
@@ -212,12 +268,12 @@ class Composing:
             except Exception as e:  # noqa: BLE001  # a value that cannot be encoded
                 self._leave_group(self._failure_of(e), is_failed=True)
                 return
-        ending.writes.append(SetRemove(set_key(membership.group), membership.member))
+        self._ops.append(SetRemove(set_key(membership.group), membership.member))
 
     def _end_badly(self, failure: Failure, *, is_failed: bool = True) -> None:
         end = self._end()
         if end is not None and self._store is not None:
-            self._ending.writes.append(_put_failure(end.id, failure))
+            self._ops.append(_put_failure(end.id, failure))
             self._fail_result(end, failure)
         if self._position is not None:
             self._forget_plan()
@@ -255,7 +311,7 @@ class Composing:
         keys = [] if below is None else msgspec.json.decode(below, type=list[str])
         for start in range(_MAX_DELETES, len(keys), MAX_OPS):
             self._store.apply([Delete(other) for other in keys[start : start + MAX_OPS]])
-        self._ending.writes += [Delete(other) for other in (*keys[:_MAX_DELETES], key)]
+        self._litter += [Delete(other) for other in (*keys[:_MAX_DELETES], key)]
 
     def _leave_group(self, failure: Failure, *, is_failed: bool) -> None:
         membership = self._membership
@@ -263,26 +319,31 @@ class Composing:
         if membership.keeps:
             self._keep({"failure": msgspec.to_builtins(failure)} if is_failed else {"result": None})
         if is_failed:
-            self._ending.writes.append(_put_failure(membership.group, failure))
-        self._ending.writes.append(SetRemove(set_key(membership.group), membership.member, is_failed))
+            self._ops.append(_put_failure(membership.group, failure))
+        self._ops.append(SetRemove(set_key(membership.group), membership.member, is_failed))
 
     def _keep(self, record: dict[str, Any]) -> None:
         membership = self._membership
         assert membership is not None
         value = get_encoder().encode(record)
-        self._ending.writes.append(Put(results_key(membership.group), value, KEPT_TTL_MS, int(membership.member)))
+        check_value(value, self._store.features.max_value or MAX_MESSAGE_BYTES)
+        self._ops.append(Put(results_key(membership.group), value, KEPT_TTL_MS, int(membership.member)))
 
     # --- groups that are opened here
 
     def _open(self, opened: Opened) -> None:
         """Sends members. One that cannot be sent has failed."""
-        self._ending.writes += opened.writes
+        self._ops += opened.writes
         for message in opened.messages:
             try:
                 self._send(message)
             except Exception as e:  # noqa: BLE001  # a veto
                 refused = Composing(self._broker, self._ending, message)
                 refused._end_badly(refused._failure_of(e))
+                self._ops += refused._ops
+                self._litter += refused._litter
+        if opened.complete is not None:
+            _have_completed(self._broker, self._ending, opened.complete)
 
 
 def _put_failure(composition: str, failure: Failure) -> Put:

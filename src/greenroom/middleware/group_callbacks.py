@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ..core.graph import PIPE_TARGET
 from ..message import Message
 from ..names import new_message_id
+from ..ports.store import StoreFeatures
 from ..settings import getenv_int
 from .middleware import Middleware
 
@@ -22,8 +23,10 @@ class GroupCallbacks(Middleware):
     """Sends the callbacks of groups.
 
     With a backend on the broker's own store there is nothing to do for it: the engine sends them, exactly once,
-    whatever becomes of the members. With another one it counts members that succeed, as Dramatiq does: a member that
-    fails for good leaves the callbacks unsent.
+    whatever becomes of the members. A backend on another store (``rate_limits.StoreBackend``) keeps groups there: they
+    complete whatever becomes of the members, too, and a kill at the wrong moment has callbacks sent twice. With a
+    backend of a user's own it counts members that succeed, as Dramatiq does: a member that fails for good leaves the
+    callbacks unsent.
 
     Parameters:
       rate_limiter_backend: What counts.
@@ -38,10 +41,10 @@ class GroupCallbacks(Middleware):
     def idle_hooks(self, actor: ActorLike) -> frozenset[str]:
         return frozenset({"after_process_message"})  # members are known by an option
 
-    def is_native(self, broker: BrokerLike) -> bool:
-        """True if the backend is the broker's own store."""
-        store = self.rate_limiter_backend.store if hasattr(self.rate_limiter_backend, "store") else None
-        return store is not None and (store is broker.store or store.is_one_with(broker.transport))
+    @property
+    def composition_store(self) -> Any:
+        """The store under the backend, where groups are kept; None if there is none that could."""
+        return store_for_compositions(self.rate_limiter_backend)
 
     def watched(
         self, children: Sequence[Any], callbacks: Sequence[dict[str, Any]], first: Callable[[Any], Message[Any]]
@@ -72,14 +75,22 @@ class GroupCallbacks(Middleware):
     def _barrier(self, key: str) -> Any:
         from ..rate_limits import Barrier  # most programs have no use for it
 
-        return Barrier(self.rate_limiter_backend, key, ttl=self.barrier_ttl)
+        backend = getattr(self.rate_limiter_backend, "counting", self.rate_limiter_backend)
+        return Barrier(backend, key, ttl=self.barrier_ttl)
+
+
+def store_for_compositions(backend: Any) -> Any:
+    """The store under a backend of limits or results, if it can keep compositions; else None."""
+    store = getattr(backend, "store", None)
+    features = getattr(store, "features", None)
+    return store if isinstance(features, StoreFeatures) and features.sets and features.leases else None
 
 
 def _message_like(child: Any) -> Any:
     if hasattr(child, "children"):
         raise NotImplementedError(
-            "A group inside of a group that has callbacks needs a broker with a store of its own, and GroupCallbacks "
-            "with a backend on that store or none."
+            "A group inside of a group that has callbacks needs a store to keep them in: the broker's own, or "
+            "GroupCallbacks with a backend on one."
         )
     return child
 

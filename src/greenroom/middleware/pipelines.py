@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from ..core.ending import Outcome
 from ..core.graph import MARKS, PIPE_TARGET
 from ..message import Message
-from .composing import Composing, departure_of, with_result
+from .composing import Composing, depart, departure_of, with_result
 from .middleware import Middleware
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ class Pipelines(Middleware):
         if message is None or MARKS.isdisjoint(message.options):
             return
         if ending.outcome is Outcome.DONE and (departure := departure_of(broker, message.options)) is not None:
-            ending.writes.append(departure)
+            depart(broker, ending, (departure,))
             return
         if ending.outcome.is_final and broker.transport is not None:
             Composing(broker, ending).conclude()

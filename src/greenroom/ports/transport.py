@@ -125,7 +125,8 @@ class Exchange(msgspec.Struct, frozen=True):
 
     ``settled`` may name settlements of an earlier trip; until then their caller holds them. ``lost``: no longer ours,
     nothing was changed. ``refused``: could never be applied, with the reason; the rest went through. ``more``: queues
-    were not emptied.
+    were not emptied. ``reset``: the connection was lost, and with it all that was claimed before this trip; what has not
+    started is better not started.
     """
 
     deliveries: Sequence[Delivery] = ()
@@ -133,12 +134,16 @@ class Exchange(msgspec.Struct, frozen=True):
     lost: Sequence[Settlement] = ()
     refused: Sequence[tuple[Settlement, Exception]] = ()
     more: bool = False
+    reset: bool = False
 
 
 class Features(msgspec.Struct, frozen=True):
     """What an engine can do: declared, never sniffed. ``store``: there is a store that is one with it, so settlements
     and envelopes carry ``writes``, and what is released can be parked; all else refuses these settlements. ``history``:
-    incidents are kept, and ``Consumer.history`` tells them."""
+    incidents are kept, and ``Consumer.history`` tells them. ``counts_attempts``: ``Delivery.attempt`` is exact, and
+    ``redelivered`` tells of claims; else they may count messages that were fetched and not claimed, and claims that
+    ended with a release may be missing. ``counts_claimed``: what is claimed, and by whom, is counted and shown; else it
+    is not seen, and counts as none."""
 
     delay: bool = True
     priority: bool = True
@@ -146,8 +151,10 @@ class Features(msgspec.Struct, frozen=True):
     transactional: bool = False
     wakes: bool = False
     counts_crashes: bool = False
+    counts_attempts: bool = True
     history: bool = False
     counts_delayed: bool = True
+    counts_claimed: bool = True
     pause: bool = False
     store: bool = False
     max_body: int | None = None

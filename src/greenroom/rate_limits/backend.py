@@ -21,6 +21,11 @@ class RateLimiterBackend:
     #: The store, for backends on one.
     store: Store | None = None
 
+    @property
+    def counting(self) -> RateLimiterBackend:
+        """What counts the members of groups that Dramatiq has sent: itself, unless its own keys are not Dramatiq's."""
+        return self
+
     def add(self, key: str, value: int, ttl: int) -> bool:
         """Sets a key that does not exist; False if it does.
 

@@ -14,6 +14,7 @@ from ..errors import BrokerError
 from ..logging import get_logger, one_line
 from ..message import MAX_MESSAGE_BYTES
 from ..middleware import Middleware
+from ..middleware.group_callbacks import store_for_compositions
 from ..ports.store import Put, StoreOp
 from ..ports.transport import ErrorText
 from .backend import ResultBackend
@@ -79,6 +80,11 @@ class Results(Middleware):
         self._ttls: dict[ActorLike | None, int | None] = {}
 
     @property
+    def spare_store(self) -> Any:
+        """The store under the backend: compositions are kept there if there is no better place."""
+        return store_for_compositions(self.backend)
+
+    @property
     def actor_options(self) -> set[str]:
         return {"store_results", "result_ttl"}
 
@@ -102,9 +108,8 @@ class Results(Middleware):
                     f"{type(broker).__name__} has no store of its own. Say where to keep results: Results(backend=...)."
                 )
             backend = StoreBackend(store)
-        if isinstance(backend, StoreBackend) and store is not None:
-            backend.knows_what_is_sent = backend.store is store or backend.store.is_one_with(broker.transport)
         if isinstance(backend, StoreBackend):
+            backend.bind(broker)
             self._limit = min(self.max_result_bytes, backend.store.features.max_value or self.max_result_bytes)
             self._mark = backend.mark()
         self._bound = (backend, broker)

@@ -17,7 +17,7 @@ from ..core.ending import Ending, Outcome
 from ..core.run import Run
 from ..core.verdict import Verdict
 from ..logging import get_logger
-from ..ports.transport import ErrorText, Settlement
+from ..ports.transport import ErrorText, Exchange, Settlement
 from .admission import Admitted
 from .endings import ask, readable_part, sealed
 from .store_writer import StoreWriters
@@ -51,14 +51,17 @@ class Errands:
         self._decided = decided
         #: How many have not come back yet.
         self.waiting = 0
+        #: Those of which something is left to do once they are settled, by the identity of their settlement.
+        self.unfinished: dict[int, tuple[Settlement, Ending]] = {}
 
     def leave(self, runs: Sequence[Run]) -> Sequence[Run]:
         """Takes out, of what has finished, whatever cannot be settled yet; returns the rest."""
         if not self._broker.hooks.ending:
             return runs
-        for run in runs:
-            if run.ending is not None:
-                self._send(run.ending, partial(self._finish, run))
+        if not (left := [run for run in runs if run.ending is not None]):
+            return runs
+        for run in left:
+            self._send(run.ending, partial(self._finish, run))
         return [run for run in runs if run.ending is None]
 
     def take(self, admitted: Admitted) -> None:
@@ -69,6 +72,14 @@ class Errands:
             self._ask(run, run.settlement, partial(self._finish, run))
         admitted.condemned = []
         admitted.decided = [s for s in admitted.decided if not self.takes(s)]
+
+    def answered(self, exchange: Exchange) -> None:
+        """Has done what was left for after what is settled now."""
+        for s in exchange.settled:
+            if (found := self.unfinished.pop(id(s), None)) is not None:
+                self._writers.tidy(found[1])
+        for s in (*exchange.lost, *[s for s, _ in exchange.refused]):
+            self.unfinished.pop(id(s), None)
 
     def refused(self, refused: Sequence[tuple[Settlement, Exception]]) -> list[Settlement]:
         """Dead-letters what the engine can never apply, with the reason. Returns those that nobody is asked about."""
@@ -107,10 +118,16 @@ class Errands:
         self.waiting -= 1
         settle(ending)
 
+    def _sealed(self, ending: Ending) -> Settlement:
+        settlement = sealed(ending)
+        if ending.later:
+            self.unfinished[id(settlement)] = (settlement, ending)
+        return settlement
+
     def _finish(self, run: Run, ending: Ending) -> None:
-        run.settlement = sealed(ending)
+        run.settlement = self._sealed(ending)
         run.ending = run.result = None
         self._finished(run)
 
     def _decide(self, ending: Ending) -> None:
-        self._decided([sealed(ending)])
+        self._decided([self._sealed(ending)])

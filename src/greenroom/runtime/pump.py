@@ -20,6 +20,7 @@ from queue import Empty, SimpleQueue
 from typing import Any, Protocol
 
 from .. import failpoints
+from ..composition.built_in import OPEN_GROUP
 from ..core.outbox import Outbox
 from ..core.prefetch import MAX_CLAIM
 from ..core.run import Run
@@ -34,7 +35,7 @@ from .lanes import Lane, QueueCap, joint_limit
 from .loop import LoopExecutor
 from .store_writer import StoreWriters
 from .threads import ThreadExecutor
-from .trips import PERMANENT, Trips
+from .trips import PERMANENT, Trips, fitting
 
 logger = get_logger("greenroom.worker", "Pump")
 
@@ -96,6 +97,7 @@ class Pump:
         self._mean_body = 0.0
         self._finished: list[Run] = []  # taken from the outbox, not settled yet
         self._decided: list[Settlement] = []  # settled without having run: not decodable, unknown, released
+        self._unanswered: dict[int, Run | Settlement] = {}  # by the identity of the settlement, which a run has
         self.writers = StoreWriters()
         self._errands = Errands(broker, self.writers, self.order, self._finish, self._decide)
         self.thread = threading.Thread(target=self._main, name="pump", daemon=True)
@@ -155,8 +157,8 @@ class Pump:
     def _step(self) -> None:
         self._collect()
         if self._isolation.is_on:
-            unsettled = self._finished or self._decided or self._errands.waiting
-            self._decide(self._isolation.step(all_settled=not unsettled))
+            is_open = self._finished or self._decided or self._errands.waiting or self._unanswered
+            self._decide(self._isolation.step(all_settled=not is_open))
         lanes = self._active_lanes()
         limit = self._limit(lanes)
         unsettled = len(self._finished) + len(self._decided)
@@ -215,7 +217,10 @@ class Pump:
 
     def _trip(self, limit: int) -> None:
         self._owes_trip = False
-        runs, self._finished = self._finished[:MAX_TRIP], self._finished[MAX_TRIP:]
+        runs: Sequence[Run] = self._finished[:MAX_TRIP]
+        if OPEN_GROUP in self._broker.actors:  # who has finished that pushes a thousand
+            runs = fitting(runs)
+        self._finished = self._finished[len(runs) :]
         settle = [run.settlement for run in runs]
         room = MAX_TRIP - len(settle)
         settle += self._decided[:room]
@@ -233,16 +238,26 @@ class Pump:
             self._feed(exchange.deliveries)
 
     def _settled(self, runs: Sequence[Run], settle: Sequence[Settlement], exchange: Exchange) -> None:
-        if len(exchange.settled) == len(settle):
+        if self._errands.unfinished:
+            self._errands.answered(exchange)
+        if len(exchange.settled) == len(settle) and not (self._unanswered or exchange.reset):
             if runs:
                 self._listener.settled(runs)
             return
-        settled, lost = {id(s) for s in exchange.settled}, {id(s) for s in exchange.lost}
-        self._listener.settled([run for run in runs if id(run.settlement) in settled])
-        if lost:
-            self._lost(exchange.lost, [run for run in runs if id(run.settlement) in lost])
+        asked = self._unanswered  # an engine may answer some trips later
+        asked.update((id(s), s) for s in settle)
+        asked.update((id(run.settlement), run) for run in runs)
+        settled = [asked.pop(id(s), s) for s in exchange.settled]
+        self._listener.settled([run for run in settled if not isinstance(run, Settlement)])
+        if exchange.lost:
+            lost = [asked.pop(id(s), s) for s in exchange.lost]
+            self._lost(exchange.lost, [run for run in lost if not isinstance(run, Settlement)])
         if exchange.refused:
+            for s, _ in exchange.refused:
+                asked.pop(id(s), None)
             self._refused(exchange.refused)
+        if exchange.reset:
+            self._decide(_released(self._drain()))
 
     def _refused(self, refused: Sequence[tuple[Settlement, Exception]]) -> None:
         if self._cap is not None:  # they are held until they are decided anew
@@ -304,15 +319,20 @@ class Pump:
         if not finished or (finished < enough and self._is_busy(lanes)):
             self._listen(timeout_s)
         self._outbox.withdraw()
+        self._owes_trip = self._owes_trip or bool(self._unanswered)
 
     def _wait_for_messages(self) -> None:
         """Waits in the engine, for a message or for a run that finishes."""
         self._intake.catch_up()
+        self._wait_in_engine(self._wait_s, lambda: self._stop_at_s is None)
+        self._dry = False
+
+    def _wait_in_engine(self, timeout_s: float, is_wanted: Callable[[], bool]) -> None:
         self._waits_in_engine = True
         self._outbox.announce(1)
         try:
-            if not self._outbox.items and self._orders.empty() and self._stop_at_s is None:
-                self.consumer.wait(self._wait_s)
+            if not self._outbox.items and self._orders.empty() and is_wanted():
+                self.consumer.wait(timeout_s)
         except PERMANENT:
             raise
         except BrokerError as e:
@@ -321,7 +341,6 @@ class Pump:
         finally:
             self._waits_in_engine = False
             self._outbox.withdraw()
-        self._dry = False
 
     def _listen(self, timeout_s: float) -> None:
         """Waits for the bell, and swallows all its strokes."""
@@ -347,10 +366,13 @@ class Pump:
         while True:
             self._follow_orders()
             self._collect()
-            if self._finished or self._decided:
+            if self._finished or self._decided or self._owes_trip:
                 self._trip(0)
-            elif not (self._holds() or self._errands.waiting) or time.monotonic() >= deadline_s:
+            elif not (self._holds() or self._errands.waiting or self._unanswered) or time.monotonic() >= deadline_s:
                 return
+            elif self._unanswered:
+                self._wait_in_engine(min(1.0, max(0.0, deadline_s - time.monotonic())), lambda: True)
+                self._owes_trip = True
             else:
                 self._outbox.announce(1)
                 if not self._outbox.items:

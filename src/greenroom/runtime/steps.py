@@ -5,7 +5,7 @@ Whatever a step meets, the run leaves it with a settlement: nothing that a messa
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from msgspec import structs
@@ -34,18 +34,21 @@ logger = get_logger("greenroom.worker", "WorkerThread")
 _ACK = Verdict.ACK  # looking a member up is slow, and these are wanted once a message
 _DONE = Outcome.DONE
 
+#: The hooks that one run passes: ``before_process_message``, ``after_process_message`` and ``ending``.
+Course = tuple[Sequence[Any], Sequence[Any], Sequence[Any]]
+
 
 class Steps:
     """The steps, compiled for the hooks that a broker has now. Immutable; used by any thread."""
 
     __slots__ = (
-        "_after",
-        "_before",
         "_before_ack",
         "_broker",
         "_composes",
         "_ending",
+        "_full",
         "_lean",
+        "_members",
         "_results",
         "awrap",
         "blocking",
@@ -59,30 +62,38 @@ class Steps:
         #: False in a process that an actor has forked.
         self.home = new_witness()
         self.hooks = hooks = broker.hooks
-        self._before = hooks.before_process_message
-        self._after = hooks.after_process_message
         self._before_ack = hooks.before_ack
         self._ending = hooks.ending
-        self._composes = any(type(getattr(hook, "__self__", None)) is Pipelines for hook in hooks.ending)
-        self._lean: dict[Any, tuple[Any, Any, Any]] = {}
+        #: The course of messages with options, and of all that do not simply succeed.
+        self._full: Course = (hooks.before_process_message, hooks.after_process_message, hooks.ending)
+        #: True if members of groups are taken out of their sets in one step with their settlement.
+        self._composes = broker.composition_store is broker.store and any(
+            type(getattr(hook, "__self__", None)) is Pipelines for hook in hooks.ending
+        )
+        #: By actor, the courses of messages without options, and of members of groups that are nothing else.
+        self._lean: dict[Any, Course] = {}
+        self._members: dict[Any, Course] = {}
         self.wrap = hooks.wrap
         self.awrap = hooks.awrap
         self._results = next((m for m in broker.middleware if hasattr(m, "ttl_of")), None)
         #: True if a hook around an async actor may block, so that it must not run on the loop.
         self.blocking = any(
-            getattr(getattr(hook, "__self__", None), "blocking", False) for hook in (*self._before, *self._after)
+            getattr(getattr(hook, "__self__", None), "blocking", False) for hook in (*self._full[0], *self._full[1])
         )
 
     def begin(self, run: Run) -> bool:
         """Runs ``before_process_message``; False if the actor is not to be called."""
         broker = self._broker
         options = run._message.options
-        if options and options.keys() != MEMBER_ONLY:
-            before = self._before
+        if not options:
+            course = self._lean.get(run.actor) or self._learn(run.actor)
+        elif options.keys() != MEMBER_ONLY:
+            course = self._full
         else:
-            before = (self._lean.get(run.actor) or self._learn(run.actor))[0]
+            course = self._members.get(run.actor) or self._learn_members(run.actor)
+        run.course = course
         try:
-            for hook in before:
+            for hook in course[0]:
                 try:
                     hook(broker, run)
                 except MiddlewareError:
@@ -92,6 +103,7 @@ class Steps:
         except SkipMessage as e:
             logger.debug("Message %s was skipped: %s", one_line(run.message_id, 255), e)
             run.skipped = True
+            run.course = self._full
             if run.failed:
                 run.error = ErrorText(type_name(e), message_of(e))
             broker.emit_after("skip_message", run)
@@ -130,17 +142,22 @@ class Steps:
             return await self.awrap[layer](self._broker, run, lambda: self._awrapped(run, layer + 1))
         return await call_async_actor(run)
 
-    def _learn(self, actor: Any) -> tuple[Any, Any, Any]:
+    def _learn(self, actor: Any) -> Course:
         """The hooks around a message of ``actor`` that has no options and succeeds. The hot path does no work for what
         is not in use: of the default middleware one hook is left."""
         hooks = self.hooks
-        lean = (
+        course = self._lean[actor] = (
             hooks.lean("before_process_message", actor),
             hooks.lean("after_process_message", actor),
             hooks.lean("ending", actor),
         )
-        self._lean[actor] = lean
-        return lean
+        return course
+
+    def _learn_members(self, actor: Any) -> Course:
+        """The same around a member of a group. No hook but ``ending`` looks at its one option."""
+        before, after, _ = self._lean.get(actor) or self._learn(actor)
+        course = self._members[actor] = (before, after, self._ending)
+        return course
 
     def finish(self, run: Run, result: Any, exception: BaseException | None) -> None:
         """Runs ``after_process_message``, in reverse, with what the actor returned or raised."""
@@ -148,11 +165,9 @@ class Steps:
         if exception is not None and isinstance(exception, RateLimitExceeded) and self._waits(run):
             self._postpone(run, exception)
             return
-        options = run._message.options
+        options = run._message.options  # hooks may have written into them
         if exception is not None or (options and options.keys() != MEMBER_ONLY):
-            after = self._after
-        else:
-            after = (self._lean.get(run.actor) or self._learn(run.actor))[1]
+            run.course = self._full
         if result is not None:
             self._warn_of_lost_result(run)
             if self._ending:
@@ -161,7 +176,7 @@ class Steps:
             run.stuff_exception(exception)
             broker.note_failure(run, exception)
             _log_failure(run, exception)
-        for hook in after:
+        for hook in run.course[1]:
             try:
                 hook(broker, run, result=result, exception=exception)
             except Exception:  # noqa: BLE001  # a broken hook must not stop the message
@@ -208,6 +223,7 @@ class Steps:
 
     def settle(self, run: Run) -> Settlement:
         """What becomes of the message, by what the hooks left on its proxy."""
+        hooks = self._ending
         if run.failed:
             settlement = self._bury(run)
         elif run.retry_delay_ms is not None:
@@ -218,25 +234,19 @@ class Steps:
             if self._before_ack:
                 self._emit_before("ack", run)
             settlement = Settlement(run.delivery, _ACK)
-            lean = self._lean.get(run.actor)
-            if lean is not None and not lean[2] and not run._message.options and run._exception is None:
-                return settlement  # nearly every message: nothing is kept of its end
-        return self._end(run, settlement) if self._ending else settlement
+            if not run._message.options:
+                hooks = run.course[2]
+        return self._end(run, settlement, hooks) if hooks else settlement  # of nearly every message nothing is kept
 
-    def _end(self, run: Run, settlement: Settlement) -> Settlement:
+    def _end(self, run: Run, settlement: Settlement, hooks: Sequence[Any]) -> Settlement:
         """The settlement with all that is kept besides. What has to be done before it stays on the run."""
         exception = run._exception
-        hooks = self._ending
-        if settlement.verdict is _ACK and exception is None:
+        if self._composes and settlement.verdict is _ACK and exception is None:
             options = run._message.options
-            if not options:
-                hooks = (self._lean.get(run.actor) or self._learn(run.actor))[2]
-            elif self._composes and not (self._lean.get(run.actor) or self._learn(run.actor))[2]:
+            if options and not (self._lean.get(run.actor) or self._learn(run.actor))[2]:
                 departure = departure_of(self._broker, options)
                 if departure is not None:  # nothing else is to be asked about a member of a group that is done
                     return Settlement(run.delivery, _ACK, writes=(departure,))
-        if not hooks:
-            return settlement
         outcome = _outcome_of(run, settlement)
         error = settlement.error or run.error
         due_ms = None
@@ -267,7 +277,7 @@ class Steps:
         run.fail()
         run.settlement = Settlement(run.delivery, Verdict.DEAD, error=_error_text(error))
         try:
-            run.settlement = self._end(run, run.settlement)
+            run.settlement = self._end(run, run.settlement, self._ending)
         except BaseException:  # it may be what broke in the first place
             logger.critical("Nothing is kept of the end of message %s.", one_line(run.message_id, 255), exc_info=True)
 

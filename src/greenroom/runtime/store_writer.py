@@ -68,6 +68,11 @@ class StoreWriters:
                 writer = self._writers[id(owner)] = _Writer(owner, self, self._stopped)
         writer.put(ending, done)
 
+    def tidy(self, ending: Ending) -> None:
+        """Has done what is left for after an ending's settlement."""
+        ending.jobs, ending.later = ending.later, []
+        self.put(ending, _nothing)
+
     def stop(self, timeout_s: float) -> None:
         """Ends the threads; what is still to be written then is not settled, and is delivered again."""
         self._stopped.set()
@@ -155,7 +160,7 @@ class _Writer:
     def _apply_together(self, jobs: Sequence[Job]) -> None:
         ops = [op for job in jobs for op in job.ops or ()]
         try:
-            self.owner.apply(ops)
+            answers = self.owner.apply(ops)
         except IMPOSSIBLE as e:
             if len(jobs) == 1:
                 jobs[0].strict = False  # no patience helps
@@ -169,7 +174,16 @@ class _Writer:
                 _note(job, e)
         else:
             for job in jobs:
-                job.error = None
+                count = len(job.ops or ())
+                self._tell(job, answers[:count])
+                answers = answers[count:]
+
+    def _tell(self, job: Job, answers: list[Any]) -> None:
+        then = job.then
+        if then is None:
+            job.error = None
+        else:
+            self._try(job, lambda: then(answers))
 
     def _try(self, job: Job, action: Callable[[], Any]) -> None:
         try:
@@ -188,13 +202,19 @@ class _Writer:
         return True
 
 
+def _nothing(ending: Ending) -> None:
+    """When there is nothing to be settled any more."""
+
+
 def write_now(ending: Ending) -> None:
     """For those who have no worker: does the jobs in the calling thread, and tries each once."""
     while ending.jobs:
         job = ending.jobs.pop(0)
         try:
             if job.ops is not None:
-                job.owner.apply(job.ops)
+                answers = job.owner.apply(job.ops)
+                if job.then is not None:
+                    job.then(answers)
             elif job.action is not None:
                 job.action()
         except Exception as e:  # noqa: BLE001  # a store may fail in any way; the message is done all the same

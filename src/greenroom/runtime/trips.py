@@ -6,14 +6,25 @@ import time
 from collections.abc import Callable, Sequence
 
 from ..backoff import full_jitter_s
+from ..core.run import Run
 from ..errors import BrokerCorrupt, BrokerError, BrokerFull, SchemaMismatch
 from ..logging import get_logger
-from ..ports.transport import Consumer, ConsumerClosed, Exchange, Settlement
+from ..ports.transport import MAX_TRIP, Consumer, ConsumerClosed, Exchange, Settlement
 
 logger = get_logger("greenroom.worker", "Pump")
 
 #: The errors that are permanent. All others are transient.
 PERMANENT = (BrokerCorrupt, SchemaMismatch, ConsumerClosed)
+
+
+def fitting(runs: Sequence[Run]) -> Sequence[Run]:
+    """The first of these whose settlements push no more than a trip carries, at least one."""
+    pushes = 0
+    for count, run in enumerate(runs):
+        pushes += len(run.settlement.push)
+        if pushes > MAX_TRIP and count:
+            return runs[:count]
+    return runs
 
 
 class Trips:

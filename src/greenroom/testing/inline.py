@@ -188,12 +188,16 @@ class InlineBroker(StubBroker):
         return sealed(ending)
 
     def _settled(self, run: Run) -> BaseException | None:
-        if run.ending is not None:
-            write_now(run.ending)
-            run.settlement = sealed(run.ending)
+        ending = run.ending
+        if ending is not None:
+            write_now(ending)
+            run.settlement = sealed(ending)
         settlement: Settlement = run.settlement
         self._consumer.exchange((settlement,), 0)
-        if settlement.push or settlement.writes:
+        if ending is not None:
+            ending.jobs, ending.later = ending.later, []
+            write_now(ending)
+        if settlement.push or settlement.writes or ending is not None:
             self._pushed.has_followers = True
         HookThread(self).tell(run)
         if settlement.verdict is Verdict.DEAD:

@@ -1,4 +1,4 @@
-"""What keeps the state of limits: in memory, or in a SQLite file. Loaded when they are asked for."""
+"""What keeps the state of limits: in memory, in a SQLite file, or on a Redis server. Loaded when they are asked for."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from .redis import RedisBackend
     from .sqlite import SqliteBackend
     from .stub import StubBackend
 
-__all__ = ["SqliteBackend", "StubBackend"]
+__all__ = ["RedisBackend", "SqliteBackend", "StubBackend"]
 
-_MODULES = {"SqliteBackend": "sqlite", "StubBackend": "stub"}
+_MODULES = {"RedisBackend": "redis", "SqliteBackend": "sqlite", "StubBackend": "stub"}
 
 
 def __getattr__(name: str) -> object:

@@ -6,13 +6,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .redis import RedisBackend as RedisBackend
     from .sqlite import SqliteBackend as SqliteBackend
     from .store import StoreBackend as StoreBackend
     from .stub import StubBackend as StubBackend
 
-__all__ = ["SqliteBackend", "StoreBackend", "StubBackend"]
+__all__ = ["RedisBackend", "SqliteBackend", "StoreBackend", "StubBackend"]
 
-_MODULES = {"SqliteBackend": "sqlite", "StoreBackend": "store", "StubBackend": "stub"}
+_MODULES = {"RedisBackend": "redis", "SqliteBackend": "sqlite", "StoreBackend": "store", "StubBackend": "stub"}
 
 
 def __getattr__(name: str) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ...context import interruptible
 from ...encoder import Encoder
@@ -13,6 +13,9 @@ from ...ports.store import Get, Put, Store
 from ...ports.watching import await_for, wait_for
 from ..backend import DEFAULT_NAMESPACE, DEFAULT_TIMEOUT, Missing, ResultBackend
 from ..result import pending_of, wrap_pending
+
+if TYPE_CHECKING:
+    from ...ports.nouns import BrokerLike
 
 
 class StoreBackend(ResultBackend):
@@ -37,6 +40,12 @@ class StoreBackend(ResultBackend):
         self.store = store
         #: True if every message that will have a result leaves a mark here when it is sent.
         self.knows_what_is_sent = False
+
+    def bind(self, broker: BrokerLike) -> None:
+        """Told whose results it keeps, before the first of them."""
+        store = broker.store
+        if store is not None:
+            self.knows_what_is_sent = self.store is store or self.store.is_one_with(broker.transport)
 
     def build_message_key(self, message: Any) -> str:
         """The key of a message's result, by the message or by its id."""
@@ -71,7 +80,7 @@ class StoreBackend(ResultBackend):
         """
         look = _Look(self, message)
         timeout = _bounded(block, timeout)
-        wait_for(self.store, [look.key], look, timeout / 1000)
+        self._wait(look.key, look, timeout / 1000)
         return look.answer(block, timeout)
 
     async def aget_result(
@@ -86,6 +95,10 @@ class StoreBackend(ResultBackend):
         timeout = _bounded(block, timeout)
         await await_for(self.store, [look.key], lambda: asyncio.to_thread(look), timeout / 1000)
         return look.answer(block, timeout)
+
+    def _wait(self, key: str, look: Callable[[], bool | None], timeout_s: float) -> None:
+        """Blocks until ``look`` has found what is kept under a key, or for so long."""
+        wait_for(self.store, [key], look, timeout_s)
 
     def close(self) -> None:
         """Closes what this process has opened for the store."""

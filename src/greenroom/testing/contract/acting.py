@@ -18,10 +18,12 @@ from .kit import (
     consumer_of,
     dead,
     drain,
+    drained,
     envelope,
     envelopes,
     killed,
     needs_pause,
+    nobody_gets_any,
     nothing_comes,
     settle,
 )
@@ -60,11 +62,12 @@ class ActingContract(TransportKit):
         self.crash(transport, dying)
         consumer = consumer_of(transport)
         delivery = claim(consumer, 1, within_s=self.recovery_s)[0]
-        (held,) = admin.peek(QUEUE)
-        assert (held.crashes, held.attempt) == (1, 2)
-        assert held.last is not None
-        assert held.last.error is not None
-        assert held.last.error.type == CRASH
+        if transport.features.counts_claimed:
+            (held,) = admin.peek(QUEUE)
+            assert (held.crashes, held.attempt) == (1, 2)
+            assert held.last is not None
+            assert held.last.error is not None
+            assert held.last.error.type == CRASH
         settle(consumer, dead(delivery))
         (letter,) = admin.dead()
         assert (letter.crashes, letter.attempt) == (1, 2)
@@ -81,10 +84,10 @@ class ActingContract(TransportKit):
         moves = {third.id: envelope(b"3 again"), "unheard": envelope(b"never"), first.id: envelope(b"1 again")}
         assert admin.move(moves) == 2
         assert [letter.id for letter in admin.dead()] == [second.id]
-        assert sorted(drain(consumer_of(transport))) == [b"1 again", b"3 again"]
+        assert sorted(drained(transport)) == [b"1 again", b"3 again"]
         assert admin.move(moves) == 0
         assert admin.move({}) == 0
-        assert nothing_comes(consumer_of(transport))
+        assert nobody_gets_any(transport)
 
     def test_the_history_goes_along(self, transport: Transport, clock: ManualClock) -> None:
         """What is put back keeps its history, with the death as its last incident. When it dies again the new letter
@@ -170,7 +173,7 @@ class ActingContract(TransportKit):
         assert admin.drop([sent.id]) == 0
         assert admin.dead_letters([sent.id]) == []
         assert admin.move({sent.id: envelope(b"2")}) == 0
-        assert drain(consumer_of(transport)) == [b"1"]
+        assert drained(transport) == [b"1"]
 
     def test_a_step_has_a_bound(self, transport: Transport) -> None:
         """More ids than one step may carry are a mistake of the caller."""
@@ -241,7 +244,7 @@ class ActingContract(TransportKit):
         clock.advance_ms(PAUSE_KNOWN_MS)
         transport.push([envelope(b"a1", "a"), envelope(b"b1", "b")])
         assert drain(consumer) == [b"b1"]
-        assert drain(consumer_of(transport, "a", "b")) == []
+        assert drained(transport, "a", "b") == []
         assert admin.counts(["a"]) == {"a": Counts(ready=1)}
         admin.resume(["a"])
         clock.advance_ms(PAUSE_KNOWN_MS)

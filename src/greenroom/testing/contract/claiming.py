@@ -18,8 +18,10 @@ from .kit import (
     claim_one,
     consumer_of,
     drain,
+    drained,
     envelope,
     envelopes,
+    nobody_gets_any,
     nothing_comes,
 )
 
@@ -194,7 +196,7 @@ class ClaimingContract(TransportKit):
         transport.declare(["declared"])
         transport.declare(["declared", "other"])
         transport.push([envelope(b"1", "declared"), envelope(b"2", "surprise")])
-        assert drain(consumer_of(transport, "declared", "surprise")) == [b"1", b"2"]
+        assert drained(transport, "declared", "surprise") == [b"1", b"2"]
 
     # Batches
 
@@ -209,7 +211,7 @@ class ClaimingContract(TransportKit):
     def test_an_empty_batch(self, transport: Transport) -> None:
         """Pushing nothing does nothing."""
         transport.push([])
-        assert nothing_comes(consumer_of(transport))
+        assert nobody_gets_any(transport)
 
     def test_a_full_trip(self, transport: Transport) -> None:
         """A trip carries 1000 messages: pushed, claimed, and settled while the next 1000 are claimed."""
@@ -226,9 +228,9 @@ class ClaimingContract(TransportKit):
             pytest.skip("the engine is not transactional")
         with pytest.raises((BrokerError, ValueError)):
             transport.push([*envelopes(b"1", b"2"), self.unstorable(transport), *envelopes(b"3")])
-        assert nothing_comes(consumer_of(transport))
+        assert nobody_gets_any(transport)
         transport.push(envelopes(b"4"))
-        assert drain(consumer_of(transport)) == [b"4"]
+        assert drained(transport) == [b"4"]
 
     def test_nobody_sees_half_a_batch(self, transport: Transport) -> None:
         """While batches are pushed, a claim with room for all takes whole batches only."""
@@ -286,9 +288,10 @@ class ClaimingContract(TransportKit):
     def test_queue_names(self, transport: Transport) -> None:
         """Every name that a queue may have is a queue of its own: none is cut, folded or taken for a pattern."""
         names = ["a", "A", "_", "a.DQ", "a.XQ", "a-b", "a_b", "a.b", "q" * 255, "q" * 254, QUEUE]
+        names = [name for name in names if not name.endswith(self.reserved_suffixes)]
         transport.push([envelope(name.encode(), name) for name in names])
         for name in names:
-            assert drain(consumer_of(transport, name)) == [name.encode()]
+            assert drained(transport, name) == [name.encode()]
 
 
 def _needs_delay(transport: Transport) -> None:

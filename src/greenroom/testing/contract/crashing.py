@@ -23,6 +23,7 @@ from .kit import (
     envelope,
     envelopes,
     needs_crashes,
+    nobody_gets_any,
     nothing_comes,
     release,
     retry,
@@ -73,7 +74,9 @@ class CrashingContract(TransportKit):
         settle(dying.consumer, release(dying.held))
         other = consumer_of(transport)
         theirs = claim_one(other)
-        assert nothing_comes(self._heir_of(transport, dying.consumer))
+        heir = self._heir_of(transport, dying.consumer)
+        assert nothing_comes(heir)
+        heir.close()
         assert settle(other, release(theirs)).settled
         assert claim_one(other).crashes == 0
 
@@ -257,6 +260,7 @@ class CrashingContract(TransportKit):
         living = self._running(transport, b"1")
         heir, (again,) = self._after_crash(transport, living.consumer)
         settle(heir, ack(again))
+        heir.close()
         transport.push(envelopes(b"2", b"3"))
         clock.advance_ms(NOTICED_MS)
         try:
@@ -275,7 +279,7 @@ class CrashingContract(TransportKit):
         delivery = claim_one(consumer)
         for _ in range(3):
             consumer.extend()
-        assert nothing_comes(consumer_of(transport))
+        assert nobody_gets_any(transport)
         assert settle(consumer, ack(delivery)).settled
         consumer.close()
         consumer.extend()

@@ -38,6 +38,9 @@ class TransportKit:
     #: Seconds within which the messages of a dead process are given to others.
     recovery_s: float = DEADLINE_S
 
+    #: Endings of names under which the engine keeps something beside a queue.
+    reserved_suffixes: tuple[str, ...] = ()
+
     def make(self, tmp_path: Path, clock: Clock) -> Transport:
         """Makes a transport that holds no message yet, or those that an earlier one in the same folder left.
 
@@ -196,6 +199,25 @@ def drain(consumer: Consumer, within_s: float = DEADLINE_S) -> list[bytes]:
     raise AssertionError(f"messages still came after {within_s} s")
 
 
+def drained(transport: Transport, *queues: str) -> list[bytes]:
+    """What a new consumer of these queues, or of the usual one, gets until nothing comes any more. It is closed then: a
+    broker that pushes would send to it what others are to get."""
+    consumer = consumer_of(transport, *queues)
+    try:
+        return drain(consumer)
+    finally:
+        consumer.close()
+
+
+def nobody_gets_any(transport: Transport, *queues: str) -> bool:
+    """True if nothing comes to a new consumer, which is closed then."""
+    consumer = consumer_of(transport, *queues)
+    try:
+        return nothing_comes(consumer)
+    finally:
+        consumer.close()
+
+
 def killed(transport: Transport, *wanted: bytes, queue: str = QUEUE, error: ErrorText | None = None) -> list[Envelope]:
     """Pushes a message for each body and lets them die one after the other; the envelopes, in that order."""
     sent = envelopes(*wanted, queue=queue)
@@ -211,6 +233,12 @@ def needs_crashes(transport: Transport) -> None:
     """Skips the test if the engine does not count crashes."""
     if not transport.features.counts_crashes:
         pytest.skip("the engine counts no crashes")
+
+
+def needs_attempts(transport: Transport) -> None:
+    """Skips the test if the engine does not count claims exactly."""
+    if not transport.features.counts_attempts:
+        pytest.skip("the engine does not count each claim")
 
 
 def needs_pause(transport: Transport) -> None:

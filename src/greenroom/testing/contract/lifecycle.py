@@ -17,9 +17,9 @@ from .kit import (
     claim,
     claim_one,
     consumer_of,
-    drain,
+    drained,
     envelopes,
-    nothing_comes,
+    nobody_gets_any,
     settle,
 )
 
@@ -36,7 +36,9 @@ class LifecycleContract(TransportKit):
         closing.close()
         again = claim(consumer_of(transport), 2)
         assert bodies(again) == [b"2", b"3"]
-        assert [(delivery.attempt, delivery.redelivered) for delivery in again] == [(2, True), (1, False)]
+        assert (again[0].attempt, again[0].redelivered) == (2, True)
+        if transport.features.counts_attempts:
+            assert (again[1].attempt, again[1].redelivered) == (1, False)
 
     def test_close_leaves_the_others_alone(self, transport: Transport) -> None:
         """A consumer that closes gives back its own messages, not those of others."""
@@ -45,7 +47,7 @@ class LifecycleContract(TransportKit):
         claim_one(closing)
         theirs = claim_one(other)
         closing.close()
-        assert drain(consumer_of(transport)) == [b"1"]
+        assert drained(transport) == [b"1"]
         assert settle(other, ack(theirs)).settled
 
     def test_closing_twice(self, transport: Transport) -> None:
@@ -69,7 +71,7 @@ class LifecycleContract(TransportKit):
             consumer.pause([QUEUE])
         with pytest.raises(ConnectionClosed):
             consumer.wait(0.01)
-        assert drain(consumer_of(transport)) == [b"1"]
+        assert drained(transport) == [b"1"]
 
     def test_extend(self, transport: Transport) -> None:
         """Renewing a lease leaves what was claimed where it is."""
@@ -77,7 +79,7 @@ class LifecycleContract(TransportKit):
         consumer = consumer_of(transport)
         delivery = claim_one(consumer)
         consumer.extend()
-        assert nothing_comes(consumer_of(transport))
+        assert nobody_gets_any(transport)
         assert settle(consumer, ack(delivery)).settled
 
     def test_closing_the_transport_closes_its_consumers(self, transport: Transport) -> None:
@@ -88,9 +90,9 @@ class LifecycleContract(TransportKit):
         transport.close()
         with pytest.raises(ConnectionClosed):
             consumer.exchange((), MAX_TRIP)
-        assert drain(consumer_of(transport)) == [b"1", b"2"]
+        assert drained(transport) == [b"1", b"2"]
         transport.push(envelopes(b"3"))
-        assert drain(consumer_of(transport)) == [b"3"]
+        assert drained(transport) == [b"3"]
 
     def test_closing_an_unused_transport(self, transport: Transport) -> None:
         """A transport may be closed before its first use, and twice."""
@@ -106,7 +108,7 @@ class LifecycleContract(TransportKit):
         transport.close()
         successor = self.make(tmp_path, clock)
         try:
-            assert drain(consumer_of(successor)) == [b"1", b"2", b"3"]
+            assert drained(successor) == [b"1", b"2", b"3"]
         finally:
             successor.close()
 
@@ -119,7 +121,7 @@ class LifecycleContract(TransportKit):
             transport.push(envelopes(b"1", b"2"))
             first = claim_one(consumer_of(neighbour))
             assert first.body == b"1"
-            assert drain(consumer_of(transport)) == [b"2"]
+            assert drained(transport) == [b"2"]
         finally:
             neighbour.close()
-        assert drain(consumer_of(transport)) == [b"1"]
+        assert drained(transport) == [b"1"]

@@ -16,7 +16,7 @@ from .kit import (
     claim_one,
     consumer_of,
     dead,
-    drain,
+    drained,
     envelope,
     envelopes,
     nothing_comes,
@@ -40,8 +40,13 @@ class AdminContract(TransportKit):
         consumer = consumer_of(transport)
         first, second, _ = claim(consumer, 3)
         settle(consumer, ack(first), dead(second))
+        if transport.features.counts_claimed:
+            expected = Counts(ready=2, delayed=delayed, claimed=1, dead=1)
+        else:  # it may have fetched more than it claimed; now all that is not settled is ready again
+            consumer.close()
+            expected = Counts(ready=3, delayed=delayed, dead=1)
         counts = admin.counts()
-        assert counts[QUEUE] == Counts(ready=2, delayed=delayed, claimed=1, dead=1)
+        assert counts[QUEUE] == expected
         assert counts["other"] == Counts(ready=1)
 
     def test_counts_of_named_queues(self, transport: Transport) -> None:
@@ -54,7 +59,7 @@ class AdminContract(TransportKit):
         """When all is settled, nothing is counted."""
         admin = self.admin(transport)
         transport.push(envelopes(b"1", b"2", b"3"))
-        drain(consumer_of(transport))
+        drained(transport)
         assert admin.counts([QUEUE]) == {QUEUE: Counts()}
 
     def test_a_dead_letter_keeps_its_error(self, transport: Transport, clock: ManualClock) -> None:
@@ -81,7 +86,7 @@ class AdminContract(TransportKit):
         admin = self.admin(transport)
         transport.push([envelope(b"1", "a"), envelope(b"2", "b"), envelope(b"3", "a")])
         consumer = consumer_of(transport, "a", "b")
-        for delivery in claim(consumer, 3):
+        for delivery in sorted(claim(consumer, 3), key=lambda delivery: delivery.body):
             settle(consumer, dead(delivery))
             clock.advance_ms(1)
         assert [letter.body for letter in admin.dead()] == [b"3", b"2", b"1"]
@@ -98,14 +103,12 @@ class AdminContract(TransportKit):
         now_ms = clock.now_ms()
         transport.push([*envelopes(b"claimed", b"ready 1", b"ready 2"), envelope(b"other", "other")])
         claim_one(consumer_of(transport))
-        expected: list[tuple[bytes, str, int | None]] = [
-            (b"claimed", "claimed", None),
-            (b"ready 1", "ready", None),
-            (b"ready 2", "ready", None),
-        ]
+        expected: list[tuple[bytes, str, int | None]] = [(b"ready 1", "ready", None), (b"ready 2", "ready", None)]
         if transport.features.priority:
             transport.push([envelope(b"urgent", priority=-1)])
-            expected.insert(1, (b"urgent", "ready", None))
+            expected.insert(0, (b"urgent", "ready", None))
+        if transport.features.counts_claimed:
+            expected.insert(0, (b"claimed", "claimed", None))
         if transport.features.delay and transport.features.counts_delayed:
             transport.push([envelope(b"late", due_ms=now_ms + 2000), envelope(b"later", due_ms=now_ms + 3000)])
             transport.push([envelope(b"soon", due_ms=now_ms + 1000)])
@@ -118,6 +121,8 @@ class AdminContract(TransportKit):
     @pytest.mark.parametrize("state", STATES)
     def test_peek_at_one_state(self, transport: Transport, clock: ManualClock, state: State) -> None:
         """Asked for one state, it shows that one."""
+        if state == "claimed":
+            _needs_claimed(transport)
         transport.push(envelopes(b"claimed", b"ready"))
         claim_one(consumer_of(transport))
         if transport.features.delay and transport.features.counts_delayed:
@@ -134,6 +139,7 @@ class AdminContract(TransportKit):
         (waiting,) = admin.peek(QUEUE)
         assert (waiting.id, waiting.body, waiting.priority) == (sent.id, sent.body, sent.priority)
         assert (waiting.attempt, waiting.crashes, waiting.owner, waiting.last) == (0, 0, "", None)
+        _needs_claimed(transport)
         consumer = consumer_of(transport, owner="somebody")
         delivery = claim_one(consumer)
         (held,) = admin.peek(QUEUE)
@@ -151,6 +157,7 @@ class AdminContract(TransportKit):
         clock.advance_ms(7)
         error = ErrorText("ValueError", "no", "Traceback\n  ...")
         settle(consumer, Settlement(claim_one(consumer), Verdict.RETRY, retry=envelope(b"2"), error=error))
+        consumer.close()
         (waiting,) = self.admin(transport).peek(QUEUE)
         assert waiting.last == Incident(clock.now_ms(), 1, error)
 
@@ -160,10 +167,9 @@ class AdminContract(TransportKit):
         for _ in range(3):
             self.admin(transport).peek(QUEUE)
         got = claim(consumer_of(transport), 2)
-        assert [(delivery.body, delivery.attempt, delivery.redelivered) for delivery in got] == [
-            (b"1", 1, False),
-            (b"2", 1, False),
-        ]
+        assert [delivery.body for delivery in got] == [b"1", b"2"]
+        if transport.features.counts_attempts:
+            assert [(delivery.attempt, delivery.redelivered) for delivery in got] == [(1, False), (1, False)]
 
     @pytest.mark.parametrize("size", [1, 2, 5, 100])
     def test_pages_of_a_queue(self, transport: Transport, clock: ManualClock, size: int) -> None:
@@ -182,11 +188,12 @@ class AdminContract(TransportKit):
             if page[-1].id in held:
                 settle(consumer, ack(held[page[-1].id]))
         assert [p.body for p in seen] == [p.body for p in everything]
-        assert len(everything) == len({p.id for p in everything}) >= 9
+        assert len(everything) == len({p.id for p in everything}) >= (9 if transport.features.counts_claimed else 5)
 
     def test_a_page_of_one_state(self, transport: Transport) -> None:
         """A place of one state is where another one begins that comes later, and the end of one that came sooner."""
         admin = self.admin(transport)
+        _needs_claimed(transport)
         transport.push(envelopes(b"1", b"2", b"3"))
         claim_one(consumer_of(transport))
         first, second, _ = admin.peek(QUEUE)
@@ -205,6 +212,11 @@ class AdminContract(TransportKit):
         consumer = consumer_of(transport)
         first, second = claim(consumer, 2)
         settle(consumer, dead(first))
+        if not transport.features.counts_claimed:
+            consumer.close()
+            assert admin.purge(QUEUE) == 3 + delayed, "what was fetched is ready again"
+            assert admin.counts([QUEUE, "other"]) == {QUEUE: Counts(dead=1), "other": Counts(ready=1)}
+            return
         assert admin.purge(QUEUE) == 2 + delayed
         assert admin.counts([QUEUE, "other"]) == {QUEUE: Counts(claimed=1, dead=1), "other": Counts(ready=1)}
         assert admin.purge(QUEUE) == 0
@@ -215,9 +227,11 @@ class AdminContract(TransportKit):
     def test_purge_dead_letters(self, transport: Transport) -> None:
         """Purging the dead letters of one queue deletes these, and nothing else."""
         admin = self.admin(transport)
-        transport.push([envelope(queue="a"), envelope(queue="b"), envelope(queue="a")])
+        transport.push([envelope(queue="a"), envelope(queue="b")])
         consumer = consumer_of(transport, "a", "b")
         settle(consumer, *(dead(delivery) for delivery in claim(consumer, 2)))
+        consumer.close()
+        transport.push([envelope(queue="a")])
         assert admin.purge("a", dead=True) == 1
         assert admin.counts(["a", "b"]) == {"a": Counts(ready=1), "b": Counts(dead=1)}
 
@@ -225,3 +239,8 @@ class AdminContract(TransportKit):
     def test_purging_an_unknown_queue(self, transport: Transport, dead_ones: bool) -> None:
         """Purging a queue that was never heard of deletes nothing."""
         assert self.admin(transport).purge("unheard", dead=dead_ones) == 0
+
+
+def _needs_claimed(transport: Transport) -> None:
+    if not transport.features.counts_claimed:
+        pytest.skip("the engine does not see what is claimed")

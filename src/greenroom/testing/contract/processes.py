@@ -17,10 +17,10 @@ from .kit import (
     claim,
     claim_one,
     consumer_of,
-    drain,
+    drained,
     envelopes,
     needs_crashes,
-    nothing_comes,
+    nobody_gets_any,
     settle,
 )
 
@@ -37,7 +37,7 @@ class ProcessContract(TransportKit):
         live.push(envelopes(b"before"))
         in_child(lambda: live.push(envelopes(b"child")))
         live.push(envelopes(b"after"))
-        assert drain(consumer_of(live)) == [b"before", b"child", b"after"]
+        assert drained(live) == [b"before", b"child", b"after"]
 
     def test_a_child_consumes(self, live: Transport) -> None:
         """A forked child claims and settles with a consumer of its own."""
@@ -52,7 +52,7 @@ class ProcessContract(TransportKit):
             consumer.close()
 
         in_child(work)
-        assert drain(consumer_of(live)) == [b"2", b"3", b"pushed"]
+        assert drained(live) == [b"2", b"3", b"pushed"]
 
     def test_a_fork_leaves_the_parents_claims_alone(self, live: Transport) -> None:
         """What the parent had claimed before it forked stays its own while the child lives and after it ended."""
@@ -62,10 +62,10 @@ class ProcessContract(TransportKit):
         delivery = claim_one(consumer)
 
         def work() -> None:
-            assert drain(consumer_of(live)) == [b"2"]
+            assert drained(live) == [b"2"]
 
         in_child(work)
-        assert nothing_comes(consumer_of(live))
+        assert nobody_gets_any(live)
         assert settle(consumer, ack(delivery)).settled
         live.push(envelopes(b"3"))
         assert claim_one(consumer).body == b"3"
@@ -92,7 +92,7 @@ class ProcessContract(TransportKit):
         for _ in range(3):
             in_child(lambda: None)
         in_child(lambda: os.kill(os.getpid(), signal.SIGKILL), expected=-signal.SIGKILL)
-        assert nothing_comes(consumer_of(live))
+        assert nobody_gets_any(live)
         assert settle(consumer, ack(delivery)).settled
 
     # Crashes

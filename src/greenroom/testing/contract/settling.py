@@ -18,8 +18,11 @@ from .kit import (
     consumer_of,
     dead,
     drain,
+    drained,
     envelope,
     envelopes,
+    needs_attempts,
+    nobody_gets_any,
     nothing_comes,
     release,
     retry,
@@ -39,7 +42,7 @@ class SettlingContract(TransportKit):
         settlement = ack(claim_one(consumer))
         assert settle(consumer, settlement).settled == [settlement]
         consumer.close()
-        assert nothing_comes(consumer_of(transport))
+        assert nobody_gets_any(transport)
 
     def test_dead_is_not_delivered_again(self, transport: Transport) -> None:
         """A dead letter does not come again, also when its consumer closes."""
@@ -48,7 +51,7 @@ class SettlingContract(TransportKit):
         settlement = dead(claim_one(consumer))
         assert settle(consumer, settlement).settled == [settlement]
         consumer.close()
-        assert nothing_comes(consumer_of(transport))
+        assert nobody_gets_any(transport)
 
     def test_retry_replaces(self, transport: Transport) -> None:
         """A retry takes the place of the old message as a new one: behind what waits, attempt 1, not redelivered."""
@@ -90,8 +93,11 @@ class SettlingContract(TransportKit):
         again = claim(consumer, 3)
         assert bodies(again) == [b"1", b"2", b"3"]
         assert [delivery.id for delivery in again] == [envelope.id for envelope in sent]
-        assert [delivery.attempt for delivery in again] == [2, 2, 1]
-        assert [delivery.redelivered for delivery in again] == [True, True, False]
+        if transport.features.counts_attempts:
+            assert [delivery.attempt for delivery in again] == [2, 2, 1]
+            assert [delivery.redelivered for delivery in again] == [True, True, False]
+        else:
+            assert all(delivery.attempt > 1 and delivery.redelivered for delivery in again[:2])
 
     def test_release_with_a_due_time(self, transport: Transport, clock: ManualClock) -> None:
         """What is released for later comes at that time, and then stands where it stood."""
@@ -118,6 +124,7 @@ class SettlingContract(TransportKit):
 
     def test_attempts_count_claims(self, transport: Transport) -> None:
         """Every claim of a message counts, whoever makes it."""
+        needs_attempts(transport)
         transport.push(envelopes(b"1"))
         for expected in range(1, 6):
             consumer = consumer_of(transport)
@@ -164,8 +171,8 @@ class SettlingContract(TransportKit):
         push = (envelope(b"1", "next"), envelope(b"2", "other"), envelope(b"\xff", "next"))
         settlement = Settlement(claim_one(consumer), verdict, retry=instead, push=push)
         assert settle(consumer, settlement).settled == [settlement]
-        assert drain(consumer_of(transport, "next")) == [b"1", b"\xff"]
-        assert drain(consumer_of(transport, "other")) == [b"2"]
+        assert drained(transport, "next") == [b"1", b"\xff"]
+        assert drained(transport, "other") == [b"2"]
 
     # Once
 

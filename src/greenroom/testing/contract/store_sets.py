@@ -9,7 +9,7 @@ import pytest
 from ...ports.store import MAX_OPS, Get, Progress, Put, SetAdd, SetDrop, SetLook, SetRemove, Store, StoreOp
 from ...ports.transport import MAX_TRIP, Envelope, Transport, pack
 from ..clock import ManualClock
-from .kit import ack, bodies, claim, consumer_of, drain, envelope, envelopes, nothing_comes, settle
+from .kit import ack, bodies, claim, consumer_of, drained, envelope, envelopes, nobody_gets_any, nothing_comes, settle
 from .store_kit import StoreKit, do, needs, race
 
 
@@ -169,14 +169,14 @@ class SetsContract(StoreKit):
         always, if_ok = envelopes(b"always", b"if ok")
         do(store, SetAdd("a", ("1", "2"), then=(pack(always),), then_ok=(pack(if_ok),)))
         store.apply([SetRemove("a", "1", failed=failed), SetRemove("a", "2")])
-        assert drain(consumer_of(transport)) == ([b"always"] if failed else [b"always", b"if ok"])
+        assert drained(transport) == ([b"always"] if failed else [b"always", b"if ok"])
 
     def test_an_empty_set_pushes_at_once(self, store: Store, transport: Transport) -> None:
         """Nobody has to be waited for."""
         needs(store, "sets", "pushes")
         do(store, SetAdd("a", then=(pack(envelope(b"then")),)))
         do(store, SetAdd("a", then=(pack(envelope(b"again")),)))
-        assert drain(consumer_of(transport)) == [b"then"]
+        assert drained(transport) == [b"then"]
 
     def test_a_set_that_is_gone_pushes_nothing(self, store: Store, transport: Transport, clock: ManualClock) -> None:
         """A set that has expired or was dropped does nothing more."""
@@ -185,7 +185,7 @@ class SetsContract(StoreKit):
         store.apply([SetAdd("short", ("1",), 10, then), SetAdd("dropped", ("1",), then=then), SetDrop("dropped")])
         clock.advance_ms(10)
         store.apply([SetRemove("short", "1"), SetRemove("dropped", "1")])
-        assert nothing_comes(consumer_of(transport))
+        assert nobody_gets_any(transport)
 
     def test_what_is_pushed_carries_its_writes(self, store: Store, transport: Transport) -> None:
         """What an envelope writes is done when the completion pushes it."""
@@ -196,7 +196,7 @@ class SetsContract(StoreKit):
         assert do(store, Get("marker")) is None
         do(store, SetRemove("a", "1"))
         assert do(store, Get("marker")) == b"pending"
-        assert drain(consumer_of(transport)) == [b"then", b"after"]
+        assert drained(transport) == [b"then", b"after"]
 
     def test_what_is_no_envelope_is_refused_in_time(self, store: Store) -> None:
         """What could not be pushed later is refused when the set is made."""
@@ -216,10 +216,10 @@ class SetsContract(StoreKit):
         settled = [ack(delivery, writes=(SetRemove("a", delivery.body.decode()),)) for delivery in held]
         settle(consumer, *settled[:299])
         assert do(store, SetLook("a")) == Progress(300, 1, 0)
-        assert nothing_comes(consumer_of(transport, "callbacks"))
+        assert nobody_gets_any(transport, "callbacks")
         settle(consumer, settled[299])
         assert bodies(claim(consumer_of(transport, "callbacks"), 1)) == [b"then"]
-        assert nothing_comes(consumer_of(transport, "callbacks"))
+        assert nobody_gets_any(transport, "callbacks")
 
     def test_several_sets_in_one_trip(self, store: Store, transport: Transport) -> None:
         """One trip may complete any number of sets, one within another, too."""

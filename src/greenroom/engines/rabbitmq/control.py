@@ -1,0 +1,219 @@
+"""Looking into queues and emptying them, on a connection of its own: an alarm stops those who publish, not this one."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from time import monotonic
+from typing import Any, NamedTuple
+
+from pika import BasicProperties
+from pika.exceptions import AMQPError
+
+from ...errors import BrokerError, BrokerTimeout, ConnectionClosed
+from .connection import Link, Targets
+from .errors import NOT_FOUND, channel_error, translate
+from .topology import Declarer, Layout
+
+#: Seconds that one answer may take.
+ANSWER_S = 10.0
+#: Seconds without a message after which a queue is taken to hold no more of them.
+_QUIET_S = 0.5
+
+
+class Found(NamedTuple):
+    """A message that was looked at."""
+
+    tag: int
+    key: str
+    properties: BasicProperties
+    body: bytes
+
+
+class Control:
+    """One connection and its loop. Any thread, one at a time.
+
+    Parameters:
+      targets: Where to.
+      layout: How queues are declared.
+    """
+
+    def __init__(self, targets: Targets, layout: Layout) -> None:
+        # guards: one thread at a time drives the loop, for one look or step; the third lock that is held across I/O
+        self._lock = threading.RLock()
+        self._link = Link(targets, "control")
+        self._declarer = Declarer(self._link, layout)
+        self._channel: Any = None
+        self._closed_by: Any = None
+
+    def declare(self, queues: Collection[str]) -> None:
+        """Declares queues now.
+
+        Raises:
+          QueueMismatch: If one exists with other arguments.
+          BrokerError: If that cannot be done.
+        """
+        with self._lock:
+            self._connect()
+            self._declarer.run(queues, ANSWER_S)
+
+    def forget(self, queue: str) -> None:
+        """A queue has vanished."""
+        with self._lock:
+            self._declarer.forget(queue)
+
+    def version(self) -> tuple[int, ...]:
+        """The server's version."""
+        with self._lock:
+            self._connect()
+            return self._link.version
+
+    def ready(self, queue: str) -> int | None:
+        """How many messages are ready in a queue; None if there is no such queue."""
+        with self._lock:
+            answer = self._call("queue_declare", queue=queue, passive=True)
+            return None if answer is None else int(answer.message_count)
+
+    def purge(self, queue: str) -> int:
+        """Deletes what is ready in a queue; returns how many."""
+        with self._lock:
+            answer = self._call("queue_purge", queue=queue)
+            return 0 if answer is None else int(answer.message_count)
+
+    @contextmanager
+    def look(self, queue: str, limit: int | None = None) -> Iterator[Look]:
+        """Holds what is ready in a queue, or the first ``limit`` of it, for as long as the block lasts. Then all that
+        was not taken stands where it stood; so it does if this process dies. Others do not see it meanwhile."""
+        with self._lock:
+            look = Look(self._link, self.ready(queue) or 0, limit)
+            if look.expected:
+                self._connect()
+                look.open(queue)
+            try:
+                yield look
+            except BaseException:
+                look.close()
+                raise
+            if not look.close() and look.has_taken:
+                raise ConnectionClosed(f"RabbitMQ at {self._link.where} may not have deleted what was taken.")
+
+    def hang_up(self) -> None:
+        """Closes the connection. The next use opens another."""
+        with self._lock:
+            self._link.hang_up()
+
+    def close(self) -> None:
+        """Closes the connection. It cannot be used any more."""
+        with self._lock:
+            self._link.close()
+
+    def _call(self, method: str, **arguments: Any) -> Any:
+        """The answer to a call on the standing channel; None if there is no such queue."""
+        channel = self._open_channel()
+        answers: list[Any] = []
+        getattr(channel, method)(**arguments, callback=answers.append)
+        if not self._link.run_until(lambda: answers or not channel.is_open, ANSWER_S):
+            self._link.drop()
+            raise BrokerTimeout(f"RabbitMQ at {self._link.where} did not answer within {ANSWER_S:g} s.")
+        if answers:
+            return answers[0].method
+        if getattr(self._closed_by, "reply_code", 0) == NOT_FOUND:
+            return None
+        raise translate(self._closed_by, self._link.where) from self._closed_by
+
+    def _connect(self) -> None:
+        """Opens the connection. One that was idle is looked at first: it may have ended."""
+        if self._link.is_open:
+            self._link.loop.catch_up()
+        self._link.connect(ANSWER_S)
+
+    def _open_channel(self) -> Any:
+        self._connect()
+        if self._channel is None or not self._channel.is_open:
+            self._channel = open_channel(self._link)
+            self._channel.add_on_close_callback(self._channel_closed)
+        return self._channel
+
+    def _channel_closed(self, _channel: Any, reason: Any) -> None:
+        self._closed_by = reason
+
+
+class Look:
+    """What ``Control.look`` holds. Owned by the thread that looks."""
+
+    def __init__(self, link: Link, ready: int, limit: int | None) -> None:
+        self._link = link
+        self.expected = ready if limit is None else min(ready, limit)
+        #: Whether anything was taken.
+        self.has_taken = False
+        self._found: list[Found] = []
+        self._channel: Any = None
+        self._closed_by: Any = None
+
+    def open(self, queue: str) -> None:
+        """Begins to fetch."""
+        channel = self._channel = open_channel(self._link)
+        channel.add_on_close_callback(self._channel_closed)
+        if self.expected <= 0xFFFF:
+            channel.basic_qos(prefetch_count=self.expected)
+        channel.basic_consume(queue, self._arrived)
+
+    def messages(self) -> Iterator[Found]:
+        """The messages, in their order. A worker may have taken some of them; then there are fewer."""
+        number = 0
+        quiet_since_s = monotonic()
+        while number < self.expected:
+            if self._found:
+                yield from self._found
+                number += len(self._found)
+                self._found = []
+                quiet_since_s = monotonic()
+            elif self._closed_by is not None:
+                code, text = getattr(self._closed_by, "reply_code", 0), getattr(self._closed_by, "reply_text", "")
+                raise channel_error(code, text, self._link.where)
+            elif monotonic() - quiet_since_s > _QUIET_S:
+                return
+            else:
+                self._link.run_until(lambda: self._found or self._closed_by, _QUIET_S)
+
+    def take(self, found: Found) -> None:
+        """Deletes a message."""
+        self.has_taken = True
+        try:
+            self._channel.basic_ack(found.tag)
+        except AMQPError as e:
+            raise translate(e, self._link.where) from e
+
+    def close(self) -> bool:
+        """Gives back all that was not taken; True once the broker has said that it has it, and has deleted the rest.
+        Else the connection has ended, and the broker has taken all back."""
+        channel, self._channel = self._channel, None
+        if channel is None:
+            return True
+        if not channel.is_open:
+            return False
+        try:
+            channel.close()
+            return self._link.run_until(lambda: channel.is_closed, ANSWER_S) and self._link.is_open
+        except (BrokerError, AMQPError):
+            return False
+
+    def _arrived(self, _channel: Any, method: Any, properties: BasicProperties, body: bytes) -> None:
+        self._found.append(Found(method.delivery_tag, method.routing_key, properties, body))
+
+    def _channel_closed(self, _channel: Any, reason: Any) -> None:
+        self._closed_by = reason
+
+
+def open_channel(link: Link) -> Any:
+    """A new channel of an open link.
+
+    Raises:
+      BrokerError: If there was no answer, or the connection is lost.
+    """
+    opened: list[Any] = []
+    link.connection.channel(on_open_callback=opened.append)
+    if not link.run_until(lambda: opened, ANSWER_S):
+        raise BrokerTimeout(f"RabbitMQ at {link.where} did not open a channel within {ANSWER_S:g} s.")
+    return opened[0]

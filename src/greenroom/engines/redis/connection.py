@@ -1,0 +1,249 @@
+"""Connections to the server, each used by one thread at a time; what is sent on them is packed here, in one go.
+
+redis-py makes them: addresses, TLS, login. Its layers for commands are left out, because they take longer than the
+server does, and so are its retries: whether a thing may be done again only we know.
+"""
+
+from __future__ import annotations
+
+import select
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, cast
+
+import redis
+import redis.exceptions as theirs
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from ...clock import SYSTEM_CLOCK
+from ...errors import BrokerReadOnly
+from .errors import Unsent, translate, translate_connect
+
+Argument = bytes | str | int | float
+Packer = Callable[[tuple[Argument, ...]], bytes]
+
+#: What redis-py raises, and what the system does beneath it.
+_THEIRS = (redis.RedisError, OSError)
+#: Seconds that a command or a connect may take, unless the client says otherwise.
+TIMEOUT_S = 10.0
+#: Seconds for which a connection that nobody used is taken to be alive.
+FRESH_S = 0.1
+_READ_BYTES = 1 << 18
+
+#: Settings of a client that are none of a connection of ours.
+_NOT_OURS = ("maint_notifications_config", "maint_notifications_pool_handler", "himport_registry", "event_dispatcher")
+
+
+def _pack(args: tuple[Argument, ...]) -> bytes:
+    parts = [b"*%d\r\n" % len(args)]
+    for arg in args:
+        data = arg if isinstance(arg, bytes) else str(arg).encode()
+        parts.append(b"$%d\r\n%b\r\n" % (len(data), data))
+    return b"".join(parts)
+
+
+def _packer() -> Packer:
+    try:
+        from hiredis import pack_command
+    except ImportError:
+        return _pack
+    return cast("Packer", pack_command)
+
+
+#: A command as the protocol has it.
+pack = _packer()
+
+
+class Connection:
+    """One connection. Used by one thread at a time; connects at its first use."""
+
+    __slots__ = ("_raw", "used_at_s", "where")
+
+    def __init__(self, raw: Any, where: str) -> None:
+        self._raw = raw
+        #: The server, for texts.
+        self.where = where
+        #: When it was put aside, on the monotonic clock.
+        self.used_at_s = 0.0
+
+    def connect(self) -> None:
+        """Connects and logs in, if it has not.
+
+        Raises:
+          BrokerError: If that failed; nothing was done.
+        """
+        try:
+            self._raw.connect()
+        except BaseException as e:
+            self._raw.disconnect()
+            if isinstance(e, _THEIRS):
+                raise translate_connect(e, self.where) from e
+            raise
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it is connected, as far as is known."""
+        return self._raw._sock is not None
+
+    def fileno(self) -> int:
+        """The socket's descriptor, to be polled."""
+        number: int = self._raw._sock.fileno()
+        return number
+
+    def call(self, *args: Argument) -> Any:
+        """Sends a command and reads its answer.
+
+        Raises:
+          Unsent: If it was certainly not done, because the connection was lost before.
+          BrokerError: If it was not done, or it is not known.
+        """
+        self.send(pack(args))
+        return self.read()
+
+    def send_command(self, *args: Argument) -> None:
+        """Sends a command, without waiting for its answer. Raises as ``send``."""
+        self.send(pack(args))
+
+    def send(self, packed: bytes) -> None:
+        """Sends what is packed already.
+
+        Raises:
+          Unsent: If not all of it could be sent, so that the server does nothing.
+          BrokerError: If the server cannot be reached.
+        """
+        raw = self._raw
+        if raw._sock is None:
+            self.connect()
+        try:
+            raw.send_packed_command((packed,), check_health=False)
+        except _THEIRS as e:
+            raise Unsent(f"The connection to the Redis server at {self.where} was lost: {e}") from e
+
+    def read(self) -> Any:
+        """Reads one answer.
+
+        Raises:
+          BrokerError: What the server says, or that it says nothing.
+        """
+        try:
+            return self._raw.read_response()
+        except theirs.ResponseError as e:
+            error = translate(e, self.where)
+            if isinstance(error, BrokerReadOnly):
+                self.close()  # the primary may be elsewhere by now: the address is looked up anew
+        except BaseException as e:
+            self._raw.disconnect()  # or the next one would read the answer that is yet to come
+            if not isinstance(e, _THEIRS):
+                raise
+            raise translate(e, self.where) from e
+        raise error
+
+    def has_answer(self) -> bool:
+        """Whether something came that was not read yet: for what the server says unasked.
+
+        Raises:
+          BrokerError: If the connection was lost.
+        """
+        try:
+            return bool(self._raw.can_read(timeout=0))
+        except _THEIRS as e:
+            raise translate(e, self.where) from e
+
+    def is_stale(self) -> bool:
+        """Whether the server has closed it while it was not used: whatever it has to say then is a farewell."""
+        if self._raw._sock is None or SYSTEM_CLOCK.monotonic() - self.used_at_s < FRESH_S:
+            return False
+        poll = select.poll()
+        poll.register(self._raw._sock, select.POLLIN)
+        return bool(poll.poll(0))
+
+    def close(self) -> None:
+        """Closes it. It connects again at its next use."""
+        with suppress(*_THEIRS):
+            self._raw.disconnect()
+
+
+class Connector:
+    """Makes connections like those of a client. Thread-safe.
+
+    Parameters:
+      client: Any ``redis.Redis``; only its settings are used.
+      patience_s: How long to wait for answers at least.
+
+    Raises:
+      TypeError: If it is no such client, or has a setting that redis-py does not know.
+    """
+
+    def __init__(self, client: Any, *, patience_s: float = 0.0) -> None:
+        pool = getattr(client, "connection_pool", None)
+        if pool is None:
+            raise TypeError(f"client= takes a redis.Redis, not {type(client).__name__}.")
+        self._class = pool.connection_class
+        kwargs = {name: value for name, value in pool.connection_kwargs.items() if name not in _NOT_OURS}
+        kwargs = {name: value for name, value in kwargs.items() if not name.startswith("orig_")}
+        for name in ("socket_timeout", "socket_connect_timeout"):
+            if kwargs.get(name) is None:
+                kwargs[name] = TIMEOUT_S
+        kwargs["socket_timeout"] = max(kwargs["socket_timeout"], patience_s)
+        kwargs.update(
+            decode_responses=False,
+            health_check_interval=0,
+            protocol=2,
+            retry=Retry(NoBackoff(), 0),
+            retry_on_error=[],
+            retry_on_timeout=False,
+            socket_read_size=_READ_BYTES,
+        )
+        #: Where the server is, without passwords, and the number of the database.
+        self.where = _where(kwargs)
+        self._kwargs = kwargs
+        self.new()  # or a setting that nobody knows would be found at the first use
+
+    def new(self, **settings: Any) -> Connection:
+        """A connection that is not open yet.
+
+        Parameters:
+          settings: Of redis-py's connection, in place of the client's.
+        """
+        return Connection(self._class(**{**self._kwargs, **settings}), self.where)
+
+
+def _where(kwargs: dict[str, Any]) -> str:
+    db = kwargs.get("db") or 0
+    path = kwargs.get("path")
+    if path:
+        return f"unix://{path}?db={db}"
+    return f"{kwargs.get('host', 'localhost')}:{kwargs.get('port', 6379)}/{db}"
+
+
+class FreeConnections:
+    """Connections that nobody uses at the moment. Thread-safe: whoever needs one takes it out.
+
+    There are as many as were used at one time; each thread most often gets the one that was used last.
+    """
+
+    def __init__(self, connector: Connector) -> None:
+        self._connector = connector
+        self._free: deque[Connection] = deque()
+
+    def take(self) -> Connection:
+        """One for the caller alone; to be given back after use."""
+        try:
+            connection = self._free.pop()
+        except IndexError:
+            return self._connector.new()
+        if connection.is_stale():
+            connection.close()
+        return connection
+
+    def give_back(self, connection: Connection) -> None:
+        """For others to use."""
+        connection.used_at_s = SYSTEM_CLOCK.monotonic()
+        self._free.append(connection)
+
+    def close(self) -> None:
+        """Closes those that are free."""
+        while self._free:
+            self._free.pop().close()

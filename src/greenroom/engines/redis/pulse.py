@@ -1,0 +1,100 @@
+"""Renewing a lease where no trip does it: on a thread and a connection of their own, which nothing else holds up.
+
+A trip renews the lease for nothing, so in most processes the thread is never started. It is where a process makes no
+trip for a while: its executors are busy, or the server is slow; or where what it runs has changed: whoever takes a lost
+host for dead charges what it said it ran.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Collection
+
+from ...clock import SYSTEM_CLOCK
+from ...errors import BrokerError
+from ...logging import get_logger
+from .connection import Argument
+from .keys import Keys
+from .scripts import load
+from .share import ProcessShare
+
+_EXTEND = load("extend")
+
+logger = get_logger(__name__)
+
+
+class Pulse:
+    """Belongs to an owner. ``began`` and ``renewed`` are called by its consumer's thread, ``beat`` by the ticker's.
+
+    Parameters:
+      share: What this process has open to the server.
+      lease_ms: How long the owner may be silent.
+      now: The time that scripts are told.
+    """
+
+    def __init__(self, share: ProcessShare, lease_ms: int, now: Callable[[], Argument]) -> None:
+        self._keys: Keys = share.keys
+        self._lease_ms = lease_ms
+        self._now = now
+        self._late_s = lease_ms / 3000
+        # A server that says nothing for a third of a lease has to be asked again, in time.
+        self._connection = share.connector.new(socket_timeout=self._late_s, socket_connect_timeout=self._late_s)
+        self._renewed_s = 0.0
+        self._id = ""
+        self._marks = b""
+        self._told = b""  # the marks that the server knows
+        self._wanted = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._ended = False
+        #: False once the server has said that the owner was taken for dead.
+        self.is_good = True
+
+    def began(self, id: str) -> None:
+        """The owner has this id from now on."""
+        self._id, self._told, self.is_good = id, b"", True
+        self.renewed()
+
+    def renewed(self) -> None:
+        """A trip has renewed the lease."""
+        self._renewed_s = SYSTEM_CLOCK.monotonic()
+
+    def beat(self, marks: Collection[int]) -> None:
+        """Has the lease renewed if that is due, or if what runs has changed.
+
+        Parameters:
+          marks: What runs.
+        """
+        self._marks = b" ".join([b"%d" % mark for mark in sorted(marks)])
+        is_late = SYSTEM_CLOCK.monotonic() - self._renewed_s >= self._late_s
+        if not (is_late or self._marks != self._told) or self._ended:
+            return
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._main, name="lease", daemon=True)
+            self._thread.start()
+        self._wanted.set()
+
+    def end(self) -> None:
+        """No renewals any more."""
+        self._ended = True
+        self._wanted.set()
+
+    # --- its own thread
+
+    def _main(self) -> None:
+        while self._wanted.wait() and not self._ended:
+            self._wanted.clear()
+            try:
+                self._extend()
+            except BrokerError as e:  # the next beat tries again
+                logger.debug("The lease could not be renewed: %s", e)
+        self._connection.close()
+
+    def _extend(self) -> None:
+        id, marks = self._id, self._marks
+        keys = [self._keys.leases, self._keys.running]
+        is_good = _EXTEND.run(self._connection, keys, [self._now(), id, self._lease_ms, marks])
+        if id == self._id:
+            self._told = marks
+            self.is_good = bool(is_good)
+            if is_good:
+                self.renewed()
