@@ -1,4 +1,4 @@
-"""The transport contract, run for the Redis engine."""
+"""The transport contract, run for what a ``RedisBroker`` has: a namespace that Dramatiq may use, too."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import pytest
 import redis
 
 from greenroom.clock import Clock
-from greenroom.engines.redis.consumer import RedisConsumer
 from greenroom.engines.redis.run_place import number_of
-from greenroom.engines.redis.transport import RedisTransport
+from greenroom.engines.redis.shared_transport import SharedTransport
+from greenroom.engines.redis.two_layouts import TwoLayouts
 from greenroom.ports.transport import Consumer, Transport
 from greenroom.testing.contract import TransportContract
 
@@ -25,11 +25,11 @@ class TestRedisTransport(TransportContract):
 
     def make(self, tmp_path: Path, clock: Clock) -> Transport:
         client = redis.Redis.from_url(self._url)
-        return RedisTransport(client, namespace=tmp_path.name, clock=clock, run_folder=tmp_path, max_body=MAX_BODY)
+        return SharedTransport(client, namespace=tmp_path.name, clock=clock, run_folder=tmp_path, max_body=MAX_BODY)
 
     def crash(self, transport: Transport, consumer: Consumer) -> None:
         """The kernel frees a dead process's byte of the lock file; here we do."""
-        assert isinstance(consumer, RedisConsumer)
-        owner = consumer._owner
+        assert isinstance(consumer, TwoLayouts)
+        owner = consumer._ours._owner
         assert owner._place is not None
         owner._place.locks.unlock(number_of(owner.id), owner)
