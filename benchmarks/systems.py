@@ -156,7 +156,7 @@ def taskiq(url: str) -> System:
 
 
 def prototype(options: Options, **settings: str) -> System:
-    """The prototype in the folder that the command line or ``BENCH_PROTOTYPE`` names; ``settings`` choose its engine."""
+    """The prototype in the folder that the command line or ``BENCH_PROTOTYPE`` names; settings choose its engine."""
     folder = options.prototype
     if folder is None:
         raise Skipped("no prototype: give its folder by --prototype or BENCH_PROTOTYPE")

@@ -11,6 +11,7 @@ from ..harness import Options, Row, faster, in_turn
 from ..networked import drained, idle_starts, lateness, libraries, sent
 from ..servers import redis
 from ..systems import networked, prototype
+from .backlog import claims
 
 #: The prototype's server has one port for all; its ready messages are kept by priority, as ours.
 PROTOTYPE = {"PENG": "redis", "RREADY": "zset", "RSEND": "raw"}
@@ -63,6 +64,12 @@ def redis_scale(options: Options) -> list[Row]:
     return [faster("redis_scale 2 : 1", rates[0], rates[1], at_least=1.8)]
 
 
+def redis_backlog(options: Options) -> list[Row]:
+    """Claiming 100 messages with 1 000 000 waiting, beside the same with 10 000: the engine alone."""
+    with redis() as server:
+        return claims("redis_backlog", options, networked("greenroom", server.url))
+
+
 def redis_far(options: Options) -> list[Row]:
     """The drain through a proxy that holds each byte for 1 ms each way, beside the drain on loopback, both ours."""
     messages = options.count(100_000, 20_000)
@@ -75,4 +82,13 @@ def redis_far(options: Options) -> list[Row]:
     return [faster("redis_far : near", rates[0], rates[1], at_least=0.45)]
 
 
-CASES = (redis_drain, redis_send_many, redis_send, redis_idle_start, redis_due, redis_scale, redis_far)
+CASES = (
+    redis_drain,
+    redis_send_many,
+    redis_send,
+    redis_idle_start,
+    redis_due,
+    redis_backlog,
+    redis_scale,
+    redis_far,
+)

@@ -1,6 +1,7 @@
 """The same program for Greenroom and for Dramatiq, on a server: the environment says which library, and where.
 
-Nothing but the import differs, and ``send_many``, which Dramatiq does not have. Every measurement has queues of its own.
+Nothing but the import differs, and ``send_many``, which Dramatiq does not have. Every measurement has a queue of its
+own.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""How long the SQLite engine takes to claim 100 messages from a long queue and from a short one, in turn."""
+"""How long an engine takes to claim 100 messages from a long queue and from a short one, in turn: SQLite, or the Redis
+whose URL the environment says."""
 
 from __future__ import annotations
 
@@ -9,9 +10,10 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from greenroom.brokers.redis import RedisBroker
 from greenroom.core.verdict import Verdict
 from greenroom.engines.sqlite.transport import SqliteTransport
-from greenroom.ports.transport import Consumer, Delivery, Envelope, Settlement
+from greenroom.ports.transport import Consumer, Delivery, Envelope, Settlement, Transport
 
 from ..recorder import FOLDER_VARIABLE
 
@@ -21,10 +23,10 @@ CHUNK = 1_000
 
 
 class Queue:
-    """A file with ``waiting`` messages, and what was measured on it. A claim gives back what it took."""
+    """An engine with ``waiting`` messages, and what was measured on it. A claim gives back what it took."""
 
-    def __init__(self, path: Path, waiting: int) -> None:
-        self._transport = SqliteTransport(path)
+    def __init__(self, transport: Transport, waiting: int) -> None:
+        self._transport = transport
         self._consumer: Consumer = self._transport.consumer("benchmark")
         self._consumer.subscribe(["default"])
         self._body = b'{"args":[],"kwargs":{},"pad":"' + b"x" * 160 + b'"}'
@@ -55,7 +57,7 @@ class Queue:
         return {"claim_ms": self.claim_ms, "turn_ms": self.turn_ms}
 
     def close(self) -> None:
-        """Closes the file."""
+        """Closes the engine."""
         self._consumer.close()
         self._transport.close()
 
@@ -65,14 +67,21 @@ def settled(deliveries: Sequence[Delivery]) -> list[Settlement]:
     return [Settlement(delivery, Verdict.ACK) for delivery in deliveries]
 
 
+def transport(name: str) -> Transport:
+    """A fresh one."""
+    url = os.environ.get("BENCH_URL")
+    if url is None:
+        return SqliteTransport(Path(os.environ[FOLDER_VARIABLE]) / f"{name}.db")
+    return RedisBroker(url=url, namespace=f"backlog-{name}").transport
+
+
 def main() -> None:
     """Arguments: how many wait in the long queue, and how many claims."""
     waiting, claims = int(sys.argv[1]), int(sys.argv[2])
-    folder = Path(os.environ[FOLDER_VARIABLE])
     begin = time.perf_counter()
-    large = Queue(folder / "large.db", waiting)
+    large = Queue(transport("large"), waiting)
     filled_s = time.perf_counter() - begin
-    small = Queue(folder / "small.db", SMALL)
+    small = Queue(transport("small"), SMALL)
     for _ in range(min(claims, SMALL // (3 * LIMIT))):
         large.measure()
         small.measure()

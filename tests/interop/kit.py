@@ -92,6 +92,11 @@ class Process:
         """What it has written so far."""
         return self.log.read_text("utf-8", "replace")
 
+    def wait_until_ready(self) -> Process:
+        """Waits until its worker process runs."""
+        wait_until(lambda: "Worker process is ready" in self.text, "the worker is ready")
+        return self
+
     def pids(self) -> set[int]:
         """Itself and its children."""
         pid = self.popen.pid

@@ -552,6 +552,18 @@ def test_dead_letters_of_both_layouts(
     assert transport.dead() == []
 
 
+def test_dead_letters_of_dramatiqs_expire(theirs: Theirs, consumer: TwoLayouts, clock: ManualClock) -> None:
+    """Dramatiq's dead letters are deleted after the time that ours are."""
+    week_ms = 7 * 24 * 3_600_000
+    bury(theirs, "old", clock.now_ms() - week_ms - 1)
+    young = bury(theirs, "young", clock.now_ms() - week_ms + 100_000)
+    take(consumer, clock)
+    assert theirs.client.hkeys("dramatiq:default.XQ.msgs") == [young]
+    clock.advance_ms(200_000)
+    take(consumer, clock)
+    assert not theirs.client.exists("dramatiq:default.XQ", "dramatiq:default.XQ.msgs")
+
+
 def test_a_place_that_is_none(transport: SharedTransport) -> None:
     """Places that no page has shown are refused."""
     for place in ("dramatiq:x", "dramatiq:1", "nothing", "a|b"):
@@ -584,3 +596,12 @@ def test_our_dead_of_this_host_are_buried_at_once(
         assert incident.error is not None
         assert incident.error.type == CRASH
     assert len(dying.exchange([Settlement(claimed["held"], ACK)], 0).lost) == 1
+
+
+def test_what_comes_back_after_it_was_lost(theirs: Theirs, consumer: TwoLayouts, clock: ManualClock) -> None:
+    """A settlement of something that this consumer does not hold any more is lost, also when it holds nothing else."""
+    theirs.send("a")
+    (delivery,) = take(consumer, clock)
+    consumer.exchange([Settlement(delivery, RELEASE)], 0)
+    assert len(consumer.exchange([Settlement(delivery, ACK)], 0).lost) == 1
+    assert theirs.waiting() == ["a"]

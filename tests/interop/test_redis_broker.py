@@ -177,7 +177,7 @@ def test_a_look_costs_no_command(make: Callable[..., RedisBroker], monkeypatch: 
     while consumer.exchange((), 10).more:
         pass
     looks: list[Any] = []
-    monkeypatch.setattr(consumer._ours.rider, "_told", looks.append)
+    monkeypatch.setattr(consumer._ours.trips.rider, "_told", looks.append)
     monkeypatch.setattr(DramatiqLayout, "trip", None)
     consumer._theirs._look_at = 0.0  # long ago: a look is due
     consumer.exchange((), 10)

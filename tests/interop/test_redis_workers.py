@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal
 
 from tests.interop.kit import Fleet
-from tests.runtime.cli_kit import wait_until
 
 #: Sends one of each, and prints the results when they are there.
 SEND_ALL = """
@@ -103,15 +102,14 @@ def test_a_dramatiq_worker_beside_ours_is_unharmed(fleet: Fleet) -> None:
     """Workers of both kinds share the queue of a Dramatiq program; when ours stops, Dramatiq's runs the rest, and the
     other way round."""
     fleet.write()
-    theirs, ours = fleet.start("theirs"), fleet.start("ours")
-    fleet.send("theirs", "for i in range(200): run.send(f'both-{i}', 0.01)")
+    theirs, ours = fleet.start("theirs").wait_until_ready(), fleet.start("ours").wait_until_ready()
+    fleet.send("theirs", "for i in range(200): run.send(f'both-{i}', 0.03)")
     fleet.wait_for({f"both-{i}" for i in range(200)})
     assert {run.library for run in fleet.runs()} == {"dramatiq", "greenroom"}
     ours.end(signal.SIGTERM)
     fleet.send("theirs", "for i in range(20): run.send(f'theirs-{i}')")
     fleet.wait_for({f"theirs-{i}" for i in range(20)})
-    fleet.start("ours")
-    wait_until(lambda: "Worker process is ready" in fleet.processes[-1].text, "our worker is ready")
+    fleet.start("ours").wait_until_ready()
     theirs.end(signal.SIGTERM)
     fleet.send("theirs", "for i in range(20): run.send(f'ours-{i}')")
     fleet.wait_for({f"ours-{i}" for i in range(20)})
