@@ -52,9 +52,10 @@ bench: ## Run the benchmarks, each against a peer on the same engine (CASE=drain
 
 MINUTES ?= 20
 SEED ?= 1
-soak: ## Kill, stall and reload workers for MINUTES=20, storms counted from SEED=1, and check every promise
+ENGINE ?= sqlite
+soak: ## Kill, stall and reload workers for MINUTES=20, storms counted from SEED=1, on ENGINE=sqlite, and check every promise
 	$(dev)
-	@$(bin)/python -m tests.chaos.storm --minutes "$(MINUTES)" --seed "$(SEED)"
+	@$(bin)/python -m tests.chaos.storm --minutes "$(MINUTES)" --seed "$(SEED)" --engine "$(ENGINE)"
 
 clean: ## Remove the environment, the caches and what the demo may have left
 	@rm -rf .venv .greenroom/wordcount .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache dist build

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 
 import pytest
 
@@ -12,6 +12,7 @@ from tests.services import (  # noqa: F401  # fixtures of real servers, found by
     nest,
     rabbitmq_server,
     rabbitmq_shared,
+    rabbitmq_troubled,
     rabbitmq_url,
     redis_server,
     redis_shared,
@@ -20,6 +21,14 @@ from tests.services import (  # noqa: F401  # fixtures of real servers, found by
     start_redis,
     start_server,
 )
+
+
+@pytest.fixture(scope="session", autouse=True)
+def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Where workers on a server meet, those that tests start as well: no folder of this user's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_RUNTIME_DIR", str(tmp_path_factory.mktemp("run")))
+        yield
 
 
 @pytest.hookimpl(wrapper=True)

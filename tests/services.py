@@ -8,6 +8,8 @@
 * ``start_redis(**settings)``: as many more of these as a test likes: ``start_redis(appendonly="yes")``.
 * ``rabbitmq_url``: an empty virtual host, for this test alone, on a RabbitMQ that the whole test run shares.
 * ``rabbitmq_shared``: that server itself: ``.ctl("list_queues", "-p", vhost)``. Do not stop, kill or alarm it.
+* ``rabbitmq_troubled``: another one that the run shares, for one test at a time, which may kill, pause and alarm it, and
+  puts its settings right again; ``fresh_vhost(server)`` is the URL of an empty virtual host there.
 * ``rabbitmq_server``, ``start_rabbitmq(**settings)``: for this test alone, as for Redis. One takes some 8 s to start.
 * ``memcached_url``: the address of a memcached that the tests of this process share; emptied for each test.
 
@@ -19,6 +21,7 @@ All servers end with the test run, even if that is killed (``scripts/servers/nes
 from __future__ import annotations
 
 import fcntl
+import functools
 import itertools
 import os
 import socket
@@ -132,13 +135,44 @@ def rabbitmq_shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rabbit
 @pytest.fixture
 def rabbitmq_url(rabbitmq_shared: RabbitMQ) -> str:
     """The URL of an empty virtual host for this test."""
-    counter = rabbitmq_shared.folder / "vhosts"
+    return fresh_vhost(rabbitmq_shared)
+
+
+def fresh_vhost(server: RabbitMQ) -> str:
+    """The URL of a virtual host that no test has used."""
+    counter = server.folder / "vhosts"
     with locked(counter):
         number = int(counter.read_text() or 0)
         if number >= VHOSTS and number % VHOSTS == 0:
-            rabbitmq_shared.add_vhosts([f"t{n}" for n in range(number, number + VHOSTS)])
+            server.add_vhosts([f"t{n}" for n in range(number, number + VHOSTS)])
         counter.write_text(str(number + 1))
-    return rabbitmq_shared.url_of(f"t{number}")
+    return server.url_of(f"t{number}")
+
+
+@pytest.fixture
+def rabbitmq_troubled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitMQ]:
+    """A second RabbitMQ that the whole run shares, to be killed, stopped and alarmed: by one test at a time."""
+    kind = need("rabbitmq")
+    common = tmp_path_factory.getbasetemp()
+    if os.environ.get("PYTEST_XDIST_WORKER"):
+        common = common.parent
+    nest = _troubled_nest(common / "troubled-servers")
+    with locked(common / "rabbitmq-troubled.lock"):
+        server = kind(nest.folder / "rabbitmq", vhosts=VHOSTS)
+        record = read_record(server.folder)
+        if record is not None:
+            server.attach(record)
+        if not server.is_running():
+            server.start()
+        assert isinstance(server, RabbitMQ)
+        yield server
+        server.resume()
+
+
+@functools.cache
+def _troubled_nest(folder: Path) -> Nest:
+    """Open until this process ends: whoever comes next uses the same server."""
+    return Nest(folder)
 
 
 @pytest.fixture

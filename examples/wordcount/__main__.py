@@ -1,4 +1,5 @@
-"""Counts the words of all text files under a folder: one message a file, two worker processes, one SQLite file.
+"""Counts the words of all text files under a folder: a group with one message a file, two worker processes, one SQLite
+file. What the workers count is collected as the results of the group.
 
     python -m examples.wordcount [FOLDER]
 
@@ -19,9 +20,11 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
+from greenroom import group
+
 from .files import text_files
-from .screen import progress, show_table
-from .totals import Reports, Totals
+from .screen import Show, progress, show_table
+from .totals import Totals
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 RUNS = REPOSITORY / ".greenroom" / "wordcount"
@@ -105,24 +108,30 @@ def count_all(paths: list[str], run: Path) -> Totals:
     from .tasks import broker, count
 
     print(f"counting the words of {len(paths):,} files", flush=True)
-    count.send_many((path,) for path in paths)
     totals = Totals()
-    reports = Reports(run)
-    with closing(broker), workers(run) as process, progress(len(paths)) as show:
-        last_s = time.monotonic()
-        while totals.done < len(paths):
-            before = totals.done
-            for report in reports.read():
-                totals.add(report)
-            show(totals.done)
-            if totals.done > before:
-                last_s = time.monotonic()
-            elif process.poll() is not None:
-                raise Failed(f"the workers ended with exit code {process.returncode}:\n{last_words(run)}")
-            elif time.monotonic() - last_s > STALL_S:
-                raise Failed(f"nothing was counted for {STALL_S} s:\n{last_words(run)}")
-            time.sleep(0.02)
+    with closing(broker):
+        files = group([count.message(path) for path in paths], on_error="collect").run()
+        with workers(run) as process, progress(len(paths)) as show:
+            wait_for(files, process, run, show)
+        for path, report in zip(paths, files.get_results(), strict=True):
+            totals.add(path, report)
     return totals
+
+
+def wait_for(files: group, process: subprocess.Popen[bytes], run: Path, show: Show) -> None:
+    """Shows how many files are done until all are."""
+    done = 0
+    last_s = time.monotonic()
+    while done < len(files):
+        before, done = done, files.completed_count
+        show(done)
+        if done > before:
+            last_s = time.monotonic()
+        elif process.poll() is not None:
+            raise Failed(f"the workers ended with exit code {process.returncode}:\n{last_words(run)}")
+        elif time.monotonic() - last_s > STALL_S:
+            raise Failed(f"nothing was counted for {STALL_S} s:\n{last_words(run)}")
+        time.sleep(0.02)
 
 
 @contextmanager

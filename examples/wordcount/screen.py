@@ -65,7 +65,7 @@ def show_table(totals: Totals) -> None:
     top = [(word, f"{times:,}") for word, times in totals.words.most_common(TOP)]
     figures = [
         ("all words", f"{totals.words.total():,}"),
-        ("files", f"{len(totals.counted):,}"),
+        ("files", f"{totals.counted:,}"),
         ("failures", f"{len(totals.failures):,}"),
         ("messages a second", f"{totals.messages_a_second:,.0f}"),
     ]

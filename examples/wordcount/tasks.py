@@ -6,37 +6,42 @@ examples.wordcount.tasks`` starts.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import greenroom
 from greenroom.brokers.sqlite import SqliteBroker
+from greenroom.results import Results
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
-#: The folder of one run: the queue and the counts. The program hands it to its workers.
+#: The folder of one run, with its queue file. The program hands it to its workers.
 RUN_FOLDER = Path(os.environ.get("WORDCOUNT_FOLDER", REPOSITORY / ".greenroom" / "wordcount"))
 
 WORD = re.compile(r"[^\W\d_]{2,}")
 MAX_LINE = 1 << 20  # characters; a longer line is read in pieces, so that no file fills the memory
 
+RESULT_TTL = 86_400_000  # milliseconds; a large folder takes long, and its counts are collected at the end
+
 broker = SqliteBroker(path=RUN_FOLDER / "queue.db")
+broker.add_middleware(Results(store_results=True, result_ttl=RESULT_TTL))
 greenroom.set_broker(broker)
 
 
 @greenroom.actor(max_retries=2, min_backoff=100)
-def count(path: str) -> None:
-    """Counts the words of a file and reports them. A file that cannot be read is reported as a failure."""
+def count(path: str) -> dict[str, Any]:
+    """Counts the words of a file: ``words``, or the ``error`` if it cannot be read; ``began_s`` and ``ended_s``."""
     began_s = time.monotonic()
+    report: dict[str, Any]
     try:
-        report = {"path": path, "words": count_words(path)}
+        report = {"words": count_words(path)}
     except OSError as error:
-        report = {"path": path, "error": error.strerror or type(error).__name__}
-    append({**report, "began_s": began_s, "ended_s": time.monotonic()})
+        report = {"error": error.strerror or type(error).__name__}
+    return {**report, "began_s": began_s, "ended_s": time.monotonic()}
 
 
 def count_words(path: str) -> Counter[str]:
@@ -46,18 +51,3 @@ def count_words(path: str) -> Counter[str]:
         while line := file.readline(MAX_LINE):
             words.update(WORD.findall(line.lower()))
     return words
-
-
-def append(report: dict[str, object]) -> None:
-    """Adds a report to this process's file.
-
-    A message is run at least once, so a report may come twice: whoever reads them goes by the path.
-    """
-    line = json.dumps(report).encode() + b"\n"
-    file = os.open(RUN_FOLDER / f"counts-{os.getpid()}.jsonl", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-    try:
-        # One write to a file opened for appending: the lines of two threads never mix.
-        if os.write(file, line) != len(line):
-            raise OSError("the disk is full")
-    finally:
-        os.close(file)

@@ -22,7 +22,7 @@ def compute_backoff(
 
 
 def full_jitter_s(
-    attempt: int, *, base_s: float = 0.25, cap_s: float = 15.0, rng: random.Random | None = None
+    attempt: int, *, base_s: float = 0.05, cap_s: float = 15.0, rng: random.Random | None = None
 ) -> float:
     """Seconds to wait before reconnect ``attempt`` (0 is the first): uniform in (0, min(cap, base * 2**attempt)).
 

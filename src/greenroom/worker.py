@@ -14,6 +14,7 @@ from .broker import Broker
 from .core.outbox import Outbox
 from .logging import get_logger
 from .names import q_name
+from .ports.transport import Consumer
 from .runtime.accounts import Accounts
 from .runtime.bridge import BridgeTransport
 from .runtime.hook_thread import HookThread
@@ -34,6 +35,8 @@ DEFAULT_WORKER_TIMEOUT_MS = 1000
 DEFAULT_WORKER_THREADS = 8
 DEFAULT_CONCURRENCY = 100
 DEFAULT_STOP_TIMEOUT_MS = 600_000
+#: Seconds that a start which has failed waits for what had begun to run.
+UNDO_TIMEOUT_S = 10.0
 #: Seconds that ``join`` waits for hooks.
 HOOKS_TIMEOUT_S = 10.0
 #: The longest wait before a user's consumer that failed is made anew.
@@ -93,7 +96,8 @@ class Worker:
         self.board: Board | None = None
         #: Called with the board, by ``start`` before anything runs, and by the pump if the board gets a new file.
         self.on_board: Callable[[Board], object] | None = None
-        #: Called once, on any thread, when this worker has become useless: half of its threads are stuck, or
+        #: Called once, on any thread, when this worker has become useless: half of its threads are stuck, or it cannot
+        #: say any more that it lives, or
         #: ``fatal_error`` says why nothing can be claimed or settled. Stop it then, and end the process.
         self.on_stuck: Callable[[], object] | None = None
         #: True once that has happened.
@@ -152,6 +156,16 @@ class Worker:
         broker = self.broker
         transport = self._transport()
         consumer = transport.consumer(f"{socket.gethostname()}:{os.getpid()}")
+        try:
+            self._boot(transport, consumer)
+        except BaseException:
+            self._undo_boot(consumer)
+            raise
+        broker.emit_after("worker_boot", self)
+        self.logger.debug("The worker has started.")
+
+    def _boot(self, transport: Any, consumer: Consumer) -> None:
+        broker = self.broker
         broker.emit_before("worker_boot", self)
         self._hook_thread = HookThread(broker)
         self._accounts = Accounts(self._hook_thread, self._give_up)
@@ -164,9 +178,7 @@ class Worker:
             board.on_new_file = self.on_board
         self._executor = executor = ThreadExecutor(broker, self.worker_threads, outbox, board.cells[:threads])
         self._loop = loop = LoopExecutor(broker, self.concurrency, outbox, board.cells[threads:])
-        heartbeat = Heartbeat(broker, consumer, board)
-        self._ticker = Ticker(broker, (executor, loop), heartbeat, after_round=self._look_after)
-        self._pump = Pump(
+        self._pump = pump = Pump(
             broker,
             consumer,
             executor,
@@ -176,7 +188,11 @@ class Worker:
             listener=self._accounts,
             queue_cap=getenv_int("dramatiq_queue_prefetch", 0),
         )
-        self._writers = self._pump.writers
+        heartbeat = Heartbeat(broker, consumer, board, pump.let_go)
+        self._ticker = Ticker(
+            broker, (executor, loop), heartbeat, after_round=self._look_after, on_failure=self._stop_claiming
+        )
+        self._writers = pump.writers
         served = sorted(self._served(broker.get_declared_queues()))
         consumer.subscribe(served)
         broker.queue_listeners.append(self._queue_declared)
@@ -185,8 +201,26 @@ class Worker:
         self._ticker.start()
         for queue_name in served:
             self._consumes(queue_name)
-        broker.emit_after("worker_boot", self)
-        self.logger.debug("The worker has started.")
+
+    def _undo_boot(self, consumer: Consumer) -> None:
+        """Ends what was started of a worker that cannot be."""
+        pump, executor, ticker = self._pump, self._executor, self._ticker
+        deadline_s = time.monotonic() + UNDO_TIMEOUT_S
+        if executor is not None:
+            executor.stop()
+        if pump is not None:
+            if self._queue_declared in self.broker.queue_listeners:
+                self.broker.queue_listeners.remove(self._queue_declared)
+            pump.stop(deadline_s)
+            if pump.thread.ident is not None:
+                pump.thread.join()
+        if executor is not None:
+            executor.join(deadline_s)
+        if ticker is not None:
+            ticker.stop()
+        self._pump = self._executor = self._loop = self._ticker = self._hook_thread = None
+        self.consumers = {}
+        consumer.close()
 
     def stop(self, timeout: int = DEFAULT_STOP_TIMEOUT_MS) -> None:
         """Stops claiming, gives back what has not started, and waits for what runs.
@@ -305,8 +339,13 @@ class Worker:
         if executor is None or self.is_stuck or 2 * len(executor.stuck) < executor.count:
             return
         self.logger.critical("%d of %d worker threads are stuck; nothing is claimed any more.", *executor.how_stuck())
-        self.pause()
-        self._give_up()
+        self._stop_claiming()
+
+    def _stop_claiming(self) -> None:
+        """Ticker: this worker has become useless."""
+        if self._pump is not None:
+            self.pause()
+            self._give_up()
 
     def _give_up(self) -> None:
         """Ticker, or pump: says so, once."""

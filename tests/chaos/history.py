@@ -25,6 +25,8 @@ from typing import NamedTuple
 
 #: Seconds that a start may come before its due time: clocks are read at different moments.
 EARLY_TOLERANCE_S = 0.02
+#: How long before a cut a settlement may not have arrived yet, in seconds.
+UNCONFIRMED_S = 2.0
 
 
 class Event(NamedTuple):
@@ -43,7 +45,8 @@ class Event(NamedTuple):
 
 class Fault(NamedTuple):
     """What was done to a process. ``kill``: it is dead from ``at_s`` on. ``lost``: others may have taken what it held,
-    from ``at_s`` on, while it still runs."""
+    from ``at_s`` on, while it still runs. ``cut``: its connection has ended at ``at_s``, and what it held then is handed
+    out again at once; where no settlement is confirmed, also what it had settled within the last moments."""
 
     kind: str
     pid: int
@@ -106,6 +109,7 @@ class _Judge:
         self.verdict = Verdict()
         self._dead = dead
         self._killed_s = {fault.pid: fault.at_s for fault in faults if fault.kind == "kill"}
+        self._cuts_s = [(fault.pid, fault.at_s) for fault in faults if fault.kind == "cut"]
         self._lost_s = {fault.pid: fault.at_s for fault in faults if fault.kind == "lost"}
 
     def judge(self, id: str, events: list[Event]) -> None:
@@ -120,6 +124,7 @@ class _Judge:
             self._violation("lost", id)
         if runs and ("sent" not in kinds or "refused" in kinds):
             self._violation("phantom", id)
+        acks = [ack for ack in acks if not self._is_void(ack, runs)]
         if len(acks) > 1 or (acks and any(run.start_s > acks[0].at_s for run in runs)):
             self._violation("double ack", id)
         due_s = max((event.due_s for event in events if event.kind == "sent"), default=0.0)
@@ -128,9 +133,19 @@ class _Judge:
         for first, second in pairwise(runs):
             self._judge_again(id, first, second)
 
+    def _is_void(self, ack: Event, runs: Sequence[Run]) -> bool:
+        """Whether a settlement may not have counted: what had run was lost to a cut before it arrived."""
+        began_s = max((run.start_s for run in runs if run.pid == ack.pid and run.start_s <= ack.at_s), default=ack.at_s)
+        return any(pid == ack.pid and began_s <= at_s <= ack.at_s + UNCONFIRMED_S for pid, at_s in self._cuts_s)
+
+    def _was_cut(self, pid: int, held_until_s: float, again_s: float) -> bool:
+        """Whether a process lost what it had held until a time (or for ever), and that is why it started again."""
+        return any(pid == its and held_until_s + UNCONFIRMED_S >= at_s and at_s <= again_s for its, at_s in self._cuts_s)
+
     def _judge_again(self, id: str, first: Run, second: Run) -> None:
         self.verdict.again += 1
         lost = self._lost_s.get(first.pid, float("inf")) <= second.start_s
+        lost = lost or self._was_cut(first.pid, first.end_s, second.start_s)
         killed = self._killed_s.get(first.pid, float("inf")) <= second.start_s
         if first.failed or lost or killed:
             self.verdict.allowed += 1

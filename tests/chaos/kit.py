@@ -1,6 +1,6 @@
 """A program for tests that kill processes: its actors write down what happens to them, for ``history`` to judge.
 
-``build(folder)`` makes it in this process; ``python -m tests.chaos.kit FOLDER`` runs a worker on it in another one.
+``build(folder, url)`` makes it in this process; ``python -m tests.chaos.kit FOLDER URL`` runs a worker on it in another.
 That one is quick to start, has nobody who starts it again, and may be told by failpoints when to die.
 """
 
@@ -19,12 +19,13 @@ from typing import Any
 
 import greenroom
 from greenroom import Message, Middleware, Worker
-from greenroom.brokers.sqlite import SqliteBroker
+from greenroom.brokers.engine import EngineBroker
 from greenroom.core.ending import Ending
 from greenroom.middleware import CurrentMessage, default_middleware
 from greenroom.ports.store import Put
 from tests.chaos.history import Event, Fault, Verdict, check, line_of, read_events
 from tests.runtime.cli_kit import PATIENCE_S, environment, wait_until
+from tests.runtime.engine_kit import is_empty, letters_in, open_broker
 
 ROOT = Path(__file__).resolve().parents[2]
 #: How the actors on threads and those on the loop are called.
@@ -79,16 +80,17 @@ class Notes(Middleware):
             ending.keep(broker.store, Put(f"ending:{ending.message.args[0]}", b"kept"))
 
 
-def build(folder: Path, *, in_step: bool = False) -> SqliteBroker:
-    """A broker on the folder's file, with actors ``KIND_plain``, ``KIND_flaky`` (fails for the first time) and
-    ``KIND_fails`` for each of ``KINDS``.
+def build(folder: Path, url: str, *, in_step: bool = False) -> EngineBroker:
+    """A broker with actors ``KIND_plain``, ``KIND_flaky`` (fails for the first time) and ``KIND_fails`` for each of
+    ``KINDS``.
 
     Parameters:
+      folder: For what is written down.
+      url: Of the engine.
       in_step: See ``Notes``.
     """
     middleware = [*(policy() for policy in default_middleware), CurrentMessage(), Notes(folder, in_step=in_step)]
-    broker = SqliteBroker(folder / "queue.db", middleware=middleware)
-    broker.declare_queue("default")
+    broker = open_broker(url, middleware=middleware)
 
     def run(id: str, name: str) -> None:
         note(folder, "start", id)
@@ -115,7 +117,7 @@ def build(folder: Path, *, in_step: bool = False) -> SqliteBroker:
     return broker
 
 
-def send(folder: Path, broker: SqliteBroker, actor: str, ids: Collection[str], delay: Any = None) -> None:
+def send(folder: Path, broker: EngineBroker, actor: str, ids: Collection[str], delay: Any = None) -> None:
     """Sends a message for each id, in one batch, and writes that down."""
     due_s = 0.0 if delay is None else time.monotonic() + delay / 1000
     for id in ids:
@@ -126,11 +128,11 @@ def send(folder: Path, broker: SqliteBroker, actor: str, ids: Collection[str], d
 
 
 @contextmanager
-def victim(folder: Path, *words: object, **variables: str) -> Iterator[subprocess.Popen[bytes]]:
+def victim(folder: Path, url: str, *words: object, **variables: str) -> Iterator[subprocess.Popen[bytes]]:
     """A worker of its own, for the words of ``main``; what it writes is in ``victim.txt``."""
     with (folder / "victim.txt").open("ab") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "tests.chaos.kit", str(folder), *map(str, words)],
+            [sys.executable, "-m", "tests.chaos.kit", str(folder), url, *map(str, words)],
             cwd=ROOT,
             env={**environment(variables), "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "src")))},
             stdout=log,
@@ -151,7 +153,7 @@ def wait_for_death(folder: Path, process: subprocess.Popen[bytes], code: int) ->
     return Fault("kill", process.pid, time.monotonic())
 
 
-def drain(broker: SqliteBroker, threads: int = 4) -> float:
+def drain(broker: EngineBroker, threads: int = 4) -> float:
     """Runs a worker here until nothing is left; for how many seconds."""
     began_s = time.monotonic()
     worker = Worker(broker, worker_threads=threads)
@@ -163,18 +165,12 @@ def drain(broker: SqliteBroker, threads: int = 4) -> float:
     return time.monotonic() - began_s
 
 
-def is_empty(broker: SqliteBroker) -> bool:
-    """Whether nothing is ready, delayed or running."""
-    counts = broker.transport.counts(["default"])["default"]
-    return not (counts.ready or counts.delayed or counts.claimed)
-
-
-def dead_ids(broker: SqliteBroker) -> list[str]:
+def dead_ids(broker: EngineBroker) -> list[str]:
     """What the dead letters were about."""
-    return [Message.decode(letter.body).args[0] for letter in broker.transport.dead(limit=10_000)]
+    return [Message.decode(letter.body).args[0] for letter in letters_in(broker)]
 
 
-def judge(folder: Path, broker: SqliteBroker, *faults: Fault) -> Verdict:
+def judge(folder: Path, broker: EngineBroker, *faults: Fault) -> Verdict:
     """What the history says; fails the test if a promise was broken."""
     verdict = check(read_events(folder), faults, dead_ids(broker))
     assert verdict.is_valid, str(verdict)
@@ -182,10 +178,10 @@ def judge(folder: Path, broker: SqliteBroker, *faults: Fault) -> Verdict:
 
 
 def main() -> None:
-    """A worker until it is killed. The words: the folder, how many threads and coroutines, 1 to run in step (see
-    ``Notes``) or 0, and perhaps after how many settled messages it is to stop, well."""
-    folder, places, in_step, *rest = sys.argv[1:]
-    broker = build(Path(folder), in_step=in_step == "1")
+    """A worker until it is killed. The words: the folder, the engine's URL, how many threads and coroutines, 1 to run
+    in step (see ``Notes``) or 0, and perhaps after how many settled messages it is to stop, well."""
+    folder, url, places, in_step, *rest = sys.argv[1:]
+    broker = build(Path(folder), url, in_step=in_step == "1")
     worker = Worker(broker, worker_threads=int(places), concurrency=int(places))
     worker.start()
     Path(folder, f"ready-{os.getpid()}").touch()

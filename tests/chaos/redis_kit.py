@@ -18,13 +18,15 @@ from typing import Any, Self
 
 import greenroom
 from greenroom import Message, Middleware, Worker
+from greenroom.brokers.engine import EngineBroker
 from greenroom.brokers.redis import RedisBroker
 from greenroom.clock import SystemClock
 from greenroom.errors import BrokerError, BrokerFull
 from greenroom.runtime import ticker
 from tests.chaos.history import read_events
-from tests.chaos.kit import is_empty, note
+from tests.chaos.kit import note
 from tests.runtime.cli_kit import PATIENCE_S, environment, wait_until
+from tests.runtime.engine_kit import is_empty
 
 ROOT = Path(__file__).resolve().parents[2]
 #: The fast profile: how long a worker of another host may be silent, and how soon a silent server is given up.
@@ -44,18 +46,28 @@ class Acks(Middleware):
         note(self._folder, "ack", message.args[0])
 
 
-def build(folder: Path, url: str, *, timeout_s: float = TIMEOUT_S, **options: Any) -> RedisBroker:
+def build(
+    folder: Path, url: str, *, timeout_s: float = TIMEOUT_S, from_url: bool = False, **options: Any
+) -> RedisBroker:
     """A broker with actors that write down what happens to them. Each message's argument is its id in the history.
 
     ``plain`` and ``loop`` return at once; ``gated`` waits until the test has called ``open_gate``, as does ``stuck``,
-    a coroutine that blocks its loop meanwhile.
+    a coroutine that blocks its loop meanwhile; ``late`` waits at its first start for a file ``gate-`` and its id.
 
     Parameters:
       timeout_s: After how many seconds without an answer the server is given up.
+      from_url: Whether the URL has options of ours.
       options: Of the broker.
     """
     options = {"lease_ms": LEASE_MS, "socket_timeout": timeout_s, "socket_connect_timeout": timeout_s, **options}
-    broker = RedisBroker(url=url, namespace="chaos", middleware=[Acks(folder)], **options)
+    options |= {"namespace": "chaos", "middleware": [Acks(folder)]}
+    broker = RedisBroker.from_url(url, **options) if from_url else RedisBroker(url=url, **options)
+    declare(folder, broker)
+    return broker
+
+
+def declare(folder: Path, broker: EngineBroker) -> None:
+    """Declares the queue and the actors of ``build``."""
     broker.declare_queue("default")
 
     @greenroom.actor(broker=broker)
@@ -76,10 +88,16 @@ def build(folder: Path, url: str, *, timeout_s: float = TIMEOUT_S, **options: An
         note(folder, "end", id)
 
     @greenroom.actor(broker=broker)
+    def late(id: str) -> None:
+        is_first = not starts(folder, id)
+        note(folder, "start", id)
+        if is_first:
+            wait_until((folder / f"gate-{id}").exists, "its gate is open")
+        note(folder, "end", id)
+
+    @greenroom.actor(broker=broker)
     async def stuck(id: str) -> None:
         gated.fn(id)
-
-    return broker
 
 
 def open_gate(folder: Path) -> None:
@@ -88,7 +106,7 @@ def open_gate(folder: Path) -> None:
 
 
 @contextmanager
-def working(broker: RedisBroker, threads: int = 4) -> Iterator[Worker]:
+def working(broker: EngineBroker, threads: int = 4) -> Iterator[Worker]:
     """A worker in this process."""
     worker = Worker(broker, worker_threads=threads)
     worker.start()
@@ -98,13 +116,21 @@ def working(broker: RedisBroker, threads: int = 4) -> Iterator[Worker]:
         worker.stop(PATIENCE_S * 1000)
 
 
-def send(folder: Path, broker: RedisBroker, ids: Collection[str], actor: str = "plain", **options: Any) -> None:
+def send(
+    folder: Path,
+    broker: EngineBroker,
+    ids: Collection[str],
+    actor: str = "plain",
+    *,
+    queue: str = "default",
+    **options: Any,
+) -> None:
     """Sends a message for each id, one after the other, and writes down what came of it: accepted, refused (it is
     certain that it was not taken), or neither."""
     for id in ids:
         note(folder, "sent", id)
         try:
-            broker.enqueue(Message("default", actor, (id,), {}, {}), **options)
+            broker.enqueue(Message(queue, actor, (id,), {}, {}), **options)
         except BrokerFull:
             note(folder, "refused", id)
         except BrokerError:
@@ -116,7 +142,7 @@ def send(folder: Path, broker: RedisBroker, ids: Collection[str], actor: str = "
 class Sender:
     """Sends in a thread of its own, from its start until it is told to stop. ``count`` tells how many."""
 
-    def __init__(self, folder: Path, broker: RedisBroker, *, per_s: float = 300) -> None:
+    def __init__(self, folder: Path, broker: EngineBroker, *, per_s: float = 300) -> None:
         self.count = 0
         self._folder = folder
         self._broker = broker
@@ -164,7 +190,7 @@ def wait_until_started(folder: Path, *ids: str, times: int = 1) -> None:
     wait_until(lambda: all(len(starts(folder, id)) >= times for id in ids), f"{ids} were started {times} times")
 
 
-def wait_until_empty(broker: RedisBroker) -> None:
+def wait_until_empty(broker: EngineBroker) -> None:
     """Until nothing is ready, delayed or running, as far as the server can be asked."""
 
     def is_done() -> bool:
@@ -177,19 +203,28 @@ def wait_until_empty(broker: RedisBroker) -> None:
 
 @contextmanager
 def worker_process(
-    folder: Path, url: str, *, threads: int = 2, host: str = "other", offset_ms: int = 0
+    folder: Path,
+    url: str,
+    *,
+    threads: int = 2,
+    host: str = "other",
+    queue: str = "default",
+    offset_ms: int = 0,
+    kit: str = "redis_kit",
 ) -> Iterator[subprocess.Popen[bytes]]:
     """A worker in a process of its own; what it logs is in ``<host>.txt``.
 
     Parameters:
       host: Workers of different hosts do not see each other die.
+      queue: The one that it serves.
       offset_ms: By how much its wall clock is wrong.
+      kit: The module beside this one that it runs.
     """
     (folder / host).mkdir(exist_ok=True, mode=0o700)
     variables = {"GREENROOM_RUN_FOLDER": str(folder / host)}
     with (folder / f"{host}.txt").open("ab") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "tests.chaos.redis_kit", str(folder), url, str(threads), str(offset_ms)],
+            [sys.executable, "-m", f"tests.chaos.{kit}", str(folder), url, str(threads), queue, str(offset_ms)],
             cwd=ROOT,
             env={**environment(variables), "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "src")))},
             stdout=log,
@@ -216,18 +251,18 @@ def shift_clock(offset_ms: Callable[[], int], set_attribute: Callable[[object, s
     set_attribute(SystemClock, "now_ms", lambda self: right(self) + offset_ms())
 
 
-def main() -> None:
-    """A worker until it is killed."""
-    folder, url, threads, offset_ms = sys.argv[1:]
+def main(build: Callable[[Path, str], EngineBroker]) -> None:
+    """A worker until it is killed, on the broker that ``build`` makes."""
+    folder, url, threads, queue, offset_ms = sys.argv[1:]
     beat_faster()
     shift_clock(lambda: int(offset_ms))
-    greenroom.logging.get_logger("greenroom")
     broker = build(Path(folder), url)
-    worker = Worker(broker, worker_threads=int(threads))
+    broker.declare_queue(queue)
+    worker = Worker(broker, queues=[queue], worker_threads=int(threads))
     worker.start()
     Path(folder, f"ready-{os.getpid()}").touch()
     threading.Event().wait()
 
 
 if __name__ == "__main__":
-    main()
+    main(build)

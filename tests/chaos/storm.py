@@ -1,7 +1,7 @@
-"""A storm: real senders and real workers on one queue file, and somebody who kills, stalls, stops and reloads them.
+"""A storm: real senders and real workers on one queue file or one Redis server, and somebody who kills, stalls, stops and reloads them.
 
-``Storm(folder, seed).run()`` is one of them; all that is random in it comes from its seed.
-``python -m tests.chaos.storm --minutes 20`` (``make soak``) runs one after the other until time is up, and stops at the
+``Storm(folder, url, seed).run()`` is one of them; all that is random in it comes from its seed.
+``python -m tests.chaos.storm --minutes 20 --engine redis`` (``make soak ENGINE=redis``) runs one after the other until time is up, and stops at the
 first that breaks a promise, with its seed and the folder with all that was written down.
 """
 
@@ -11,7 +11,6 @@ import argparse
 import os
 import random
 import signal
-import sqlite3
 import sys
 import tempfile
 import threading
@@ -19,12 +18,14 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 from greenroom import Message
-from greenroom.brokers.sqlite import SqliteBroker
+from scripts.servers import Nest, Redis
 from tests.chaos.history import Event, Fault, Verdict, check, line_of, read_events
 from tests.runtime.cli_kit import Program, Running, is_running, wait_until
+from tests.runtime.engine_kit import ENGINES, check_nothing_is_left, is_empty, letters_in, open_broker
 
 #: What actors write down: each line with one write, to a file of their process's own that is opened for appending.
 ACTORS = """
@@ -82,16 +83,18 @@ class Storm:
 
     Parameters:
       folder: Everything is written there.
+      url: Of the engine.
       seed: What it is made of.
       faults: How many things go wrong.
       kinds: Which, by the names of the methods ``_<kind>``; each as often as it is named.
     """
 
-    def __init__(self, folder: Path, seed: int, *, faults: int = 6, kinds: tuple[str, ...] | None = None) -> None:
+    def __init__(
+        self, folder: Path, url: str, seed: int, *, faults: int = 6, kinds: tuple[str, ...] | None = None
+    ) -> None:
         self._random = random.Random(seed)
-        self._program = Program(folder).write(ACTORS)
-        self._broker = SqliteBroker(folder / "queue.db")
-        self._broker.declare_queue("default")
+        self._program = Program(folder, url).write(ACTORS)
+        self._broker = open_broker(url)
         self._workers: list[Running] = []
         self._to_come = faults
         self._kinds = kinds or ("kill_child", "kill_child", "kill_parent", "stall_child", "reload", "replace")
@@ -117,13 +120,14 @@ class Storm:
             finally:
                 self._calm.set()
                 sender.join()
-            wait_until(self._is_empty, "all messages have come to an end")
+            wait_until(lambda: is_empty(self._broker), "all messages have come to an end")
             for worker in self._workers:
                 worker.process.send_signal(signal.SIGTERM)
             for worker in self._workers:
                 assert worker.wait() == 0, worker.text
-        self._check_file()
-        return check(read_events(self._program.folder), self.faults, self._dead())
+            dead = [Message.decode(letter.body).args[0] for letter in letters_in(self._broker)]
+            check_nothing_is_left(self._broker)
+        return check(read_events(self._program.folder), self.faults, dead)
 
     # --- sending
 
@@ -197,32 +201,15 @@ class Storm:
         self._start(stack)
         assert worker.wait() == 0, worker.text
 
-    # --- the end
 
-    def _is_empty(self) -> bool:
-        counts = self._broker.transport.counts(["default"])["default"]
-        return not (counts.ready or counts.delayed or counts.claimed)
-
-    def _dead(self) -> list[str]:
-        letters = self._broker.transport.dead(limit=10_000)
-        self._broker.close()
-        return [Message.decode(letter.body).args[0] for letter in letters]
-
-    def _check_file(self) -> None:
-        with sqlite3.connect(self._broker.path) as connection:
-            left = connection.execute("select (select count(*) from message), (select count(*) from owner)").fetchone()
-            verdict = connection.execute("pragma integrity_check").fetchone()
-        connection.close()
-        assert left == (0, 0), "messages and owners are left"
-        assert verdict == ("ok",)
-
-
-def weather(minutes: float, seed: int, tell: Callable[[str], object]) -> int:
-    """Storm after storm; returns an exit code."""
+def weather(minutes: float, seed: int, server: Redis | None, tell: Callable[[str], object]) -> int:
+    """Storm after storm, in files or on a server; returns an exit code."""
     deadline_s = time.monotonic() + minutes * 60
     while time.monotonic() < deadline_s:
         folder = Path(tempfile.mkdtemp(prefix=f"storm-{seed}-"))
-        storm = Storm(folder, seed, faults=20)
+        if server is not None:
+            server.cli("FLUSHALL")
+        storm = Storm(folder, f"sqlite:///{folder / 'queue.db'}" if server is None else server.url, seed, faults=20)
         try:
             verdict = storm.run()
         except AssertionError as e:
@@ -243,8 +230,17 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.chaos.storm", description="Storms, until time is up.")
     parser.add_argument("--minutes", type=float, default=20.0)
     parser.add_argument("--seed", type=int, default=1, help="of the first storm; the next ones count on")
+    parser.add_argument("--engine", choices=ENGINES, default="sqlite", help="redis starts a server of its own")
     args = parser.parse_args()
-    return weather(args.minutes, args.seed, lambda line: print(line, flush=True))
+    tell = partial(print, flush=True)
+    if args.engine == "sqlite":
+        return weather(args.minutes, args.seed, None, tell)
+    with tempfile.TemporaryDirectory(prefix="storm-redis-") as folder, Nest(Path(folder)) as nest:
+        os.environ["XDG_RUNTIME_DIR"] = folder
+        server = Redis(nest.folder / "redis")
+        nest.own(server)
+        server.start()
+        return weather(args.minutes, args.seed, server, tell)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Bad input: garbage, wrong types, wrong arguments, too much and too deep. The verdict is the same on both engines.
+"""Bad input: garbage, wrong types, wrong arguments, too much and too deep. The verdict is the same on all engines.
 
 Rows F80, F81, F84, F85 and F86, and what of the security corpus meets a decoder. Everything is seeded.
 """
@@ -31,7 +31,8 @@ from greenroom.ports.admin import DeadLetter
 from greenroom.ports.transport import Envelope
 from greenroom.runtime import admission
 from tests.runtime.cli_kit import wait_until
-from tests.runtime.worker_kit import ENGINES, EngineTestBroker, collector, make_broker, working
+from tests.runtime.engine_kit import letters_in
+from tests.runtime.worker_kit import ALL_ENGINES, EngineTestBroker, collector, make_broker, make_broker_of, working
 
 MODEST = settings(
     max_examples=300, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck)
@@ -56,9 +57,9 @@ KINDS: dict[str, tuple[type, ...]] = {
 }
 
 
-@pytest.fixture(params=ENGINES)
+@pytest.fixture(params=ALL_ENGINES)
 def broker(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[EngineTestBroker]:
-    broker = make_broker(request.param, tmp_path, [Retries(max_retries=3)])
+    broker = make_broker_of(request, request.param, tmp_path, [Retries(max_retries=3)])
     yield broker
     broker.close()
 
@@ -127,7 +128,7 @@ def test_f80_garbage_among_good_messages(broker: EngineTestBroker, caplog: pytes
     run_all(broker, threads=4)
     elapsed_s = time.monotonic() - begun
     assert Counter(notes) == Counter(range(10_000))
-    letters = broker.transport.dead("default", limit=20_000)
+    letters = letters_in(broker)
     assert Counter(letter.body for letter in letters) == Counter(bad)
     assert all(reason(letter)[0] in ("DecodeError", "InvalidMessage") and reason(letter)[1] for letter in letters)
     assert sum(consumers.values()) == 1

@@ -5,21 +5,22 @@ A failpoint is such a place (``greenroom.failpoints``); ``docs/guarantees.md`` s
 
 from __future__ import annotations
 
+import os
 import signal
-import sqlite3
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
 from greenroom import Message, failpoints
-from greenroom.brokers.sqlite import SqliteBroker
+from greenroom.brokers.engine import EngineBroker
 from greenroom.errors import BrokerError
 from tests.chaos.kit import KINDS, build, dead_ids, drain, forget, judge, send, victim, wait_for_death
-from tests.runtime.cli_kit import environment
+from tests.runtime.cli_kit import environment, wait_until
+from tests.runtime.engine_kit import ENGINES, check_nothing_is_left, messages_in, numbers_in, open_broker, url_of
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the kit looks into /proc")
 MESSAGES = 20
@@ -42,6 +43,7 @@ class Case(NamedTuple):
 #: again, and nothing else does.
 CASES = (
     Case("claim.before", 1),
+    Case("claim.after_cmd_before_register", 1),
     Case("claim.after_commit_before_register", 1),
     Case("promote.mid_batch", 1, delay_ms=1),
     Case("prefetch.queued", 1, most=1),
@@ -58,14 +60,49 @@ CASES = (
     Case("retry.mid", 3, "flaky", least=1, most=1),
     Case("dlq.before", 3, "fails", least=1, most=1),
     Case("dlq.after", 3, "fails", least=1, most=1),
+    Case("ack.after_send_before_reply", 3),
     Case("ack.after_commit_before_reply", 3),
     Case("shutdown.after_stop_fetch", 1, most=1, stop_after=3),
 )
 
+#: Those that are made to fail, too.
+FAILING = ("claim.before", "ack.before", "promote.mid_batch", "result.before_store", "result.after_store", "retry.mid")
+#: What an engine does not have: SQLite has no network in between, and a script on a Redis server is one step.
+MISSING = {
+    "sqlite": {"enq.after_send_before_confirm", "claim.after_cmd_before_register", "ack.after_send_before_reply"},
+    "redis": {
+        *("enq.batch_mid", "promote.mid_batch", "result.before_store", "result.after_store"),
+        *("retry.before_schedule", "retry.mid", "dlq.before", "dlq.after"),
+    },
+}
+#: What is tested where compositions are: ``tests/composition``.
+OF_COMPOSITIONS = {"group.after_member_remove", "group.before_push", "group.after_push", "group.after_mark"}
+
+
+def on_each(cases: Iterable[Any], point_of: Callable[[Any], str]) -> list[Any]:
+    """For ``parametrize``: each engine with those of the cases whose points it has."""
+    return [
+        pytest.param(engine, case, id=f"{engine}-{case_name(case)}")
+        for engine in ENGINES
+        for case in cases
+        if point_of(case) not in MISSING[engine]
+    ]
+
+
+def case_name(case: Any) -> str:
+    """What a case is called in the name of its test."""
+    return "-".join(str(part) for part in case[:3] if part != "plain") if isinstance(case, tuple) else str(case)
+
+
+@pytest.fixture(params=ENGINES)
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Where the messages of a test are."""
+    return url_of(request.param, tmp_path, request)
+
 
 @pytest.fixture
-def broker(tmp_path: Path) -> Iterator[SqliteBroker]:
-    broker = build(tmp_path)
+def broker(tmp_path: Path, url: str) -> Iterator[EngineBroker]:
+    broker = build(tmp_path, url)
     yield broker
     broker.close()
     forget(tmp_path)
@@ -78,31 +115,30 @@ def armed() -> Iterator[Callable[[str], None]]:
     failpoints.arm("")
 
 
-def check_file(broker: SqliteBroker) -> None:
-    """Nobody holds anything, and SQLite finds nothing wrong."""
-    broker.close()
-    with sqlite3.connect(broker.path) as connection:
-        left = connection.execute("select (select count(*) from message), (select count(*) from owner)").fetchone()
-        found = connection.execute("pragma integrity_check").fetchone()
-    connection.close()
-    assert left == (0, 0)
-    assert found == ("ok",)
-
-
 def starts_by_rights(actor: str) -> int:
     """How many starts there are if nothing goes wrong."""
     return 2 * MESSAGES if actor == "flaky" else MESSAGES
 
 
+def warm_up(folder: Path, broker: EngineBroker) -> None:
+    """Has the server know the scripts, so that each trip is one command."""
+    send(folder, broker, "threads_plain", ["warm"])
+    drain(broker)
+
+
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.point}-{case.visit}")
-def test_f03_killed_at_a_failpoint(tmp_path: Path, broker: SqliteBroker, case: Case, kind: str) -> None:
+@pytest.mark.parametrize(("url", "case"), on_each(CASES, lambda case: case.point), indirect=["url"])
+def test_f03_killed_at_a_failpoint(tmp_path: Path, url: str, broker: EngineBroker, case: Case, kind: str) -> None:
     """F03: a worker that runs 20 messages is killed at the point; another one comes. All come to an end, and at most
     the one that was in between starts a second time: exactly that if it had returned and was not settled, none if it
     had not started."""
+    if url.startswith("redis"):
+        warm_up(tmp_path, broker)
+        (tmp_path / f"history-{os.getpid()}").rename(tmp_path / "warm")
+        forget(tmp_path)
     send(tmp_path, broker, f"{kind}_{case.actor}", IDS, delay=case.delay_ms)
     words = [] if case.stop_after is None else [case.stop_after]
-    with victim(tmp_path, 1, 1, *words, GREENROOM_FAILPOINTS=f"{case.point}=kill9@{case.visit}") as process:
+    with victim(tmp_path, url, 1, 1, *words, GREENROOM_FAILPOINTS=f"{case.point}=kill9@{case.visit}") as process:
         fault = wait_for_death(tmp_path, process, -signal.SIGKILL)
     print(f"recovered and drained in {drain(broker):.2f} s")
     verdict = judge(tmp_path, broker, fault)
@@ -110,31 +146,28 @@ def test_f03_killed_at_a_failpoint(tmp_path: Path, broker: SqliteBroker, case: C
     assert verdict.accepted == verdict.started == MESSAGES
     assert case.least <= in_excess <= case.most
     assert sorted(dead_ids(broker)) == (sorted(IDS) if case.actor == "fails" else [])
-    check_file(broker)
+    check_nothing_is_left(broker)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_f03_killed_while_it_reaps(tmp_path: Path, broker: SqliteBroker, kind: str) -> None:
+def test_f03_killed_while_it_reaps(tmp_path: Path, url: str, broker: EngineBroker, kind: str) -> None:
     """F03, ``reap.mid_batch``: a worker is killed, the one that gives back its messages is killed in the middle of
     it, and the third one finds them as the first has left them: with one crash charged once."""
     send(tmp_path, broker, f"{kind}_plain", IDS)
-    with victim(tmp_path, 1, 1, GREENROOM_FAILPOINTS="exec.after_user_return=kill9@3") as process:
+    with victim(tmp_path, url, 1, 1, GREENROOM_FAILPOINTS="exec.after_user_return=kill9@3") as process:
         first = wait_for_death(tmp_path, process, -signal.SIGKILL)
-    with victim(tmp_path, 1, 1, GREENROOM_FAILPOINTS="reap.mid_batch=kill9@1") as process:
+    with victim(tmp_path, url, 1, 1, GREENROOM_FAILPOINTS="reap.mid_batch=kill9@1") as process:
         second = wait_for_death(tmp_path, process, -signal.SIGKILL)
     drain(broker)
     verdict = judge(tmp_path, broker, first, second)
     assert (verdict.started, verdict.again) == (MESSAGES, 1)
-    check_file(broker)
+    check_nothing_is_left(broker)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(
-    "point",
-    ["claim.before", "ack.before", "promote.mid_batch", "result.before_store", "result.after_store", "retry.mid"],
-)
+@pytest.mark.parametrize(("url", "point"), on_each(FAILING, str), indirect=["url"])
 def test_f03_an_error_at_a_failpoint(
-    tmp_path: Path, broker: SqliteBroker, armed: Callable[[str], None], point: str, kind: str
+    tmp_path: Path, broker: EngineBroker, armed: Callable[[str], None], point: str, kind: str
 ) -> None:
     """F03: what fails before its commit is rolled back and made again as it was, and nothing starts twice for it."""
     actor = "flaky" if point == "retry.mid" else "plain"
@@ -143,7 +176,7 @@ def test_f03_an_error_at_a_failpoint(
     drain(broker)
     verdict = judge(tmp_path, broker)
     assert verdict.started + verdict.again == starts_by_rights(actor)
-    check_file(broker)
+    check_nothing_is_left(broker)
 
 
 # --- senders
@@ -151,9 +184,9 @@ def test_f03_an_error_at_a_failpoint(
 SENDER = """
 import sys, threading
 from greenroom import Message
-from greenroom.brokers.sqlite import SqliteBroker
+from greenroom.brokers import from_url
 
-broker = SqliteBroker(sys.argv[1])
+broker = from_url(sys.argv[1])
 broker.declare_queue("default")
 
 def message(n):
@@ -170,53 +203,62 @@ else:
 """
 
 
-@pytest.mark.parametrize(
-    ("how", "point", "visit", "accepted", "found"),
-    [
-        ("one", "enq.before_send", 3, 2, 2),
-        ("one", "enq.after_commit", 3, 2, 3),
-        ("many", "enq.before_send", 2, 1000, 1000),
-        ("many", "enq.batch_mid", 1, 0, 0),
-        ("many", "enq.batch_mid", 3, 0, 0),
-        ("many", "enq.after_commit", 2, 1000, 2000),
-    ],
+class Sending(NamedTuple):
+    """A failpoint, how messages are sent, at which visit it kills, what the sender knows by then, and what is there."""
+
+    point: str
+    how: str
+    visit: int
+    accepted: int
+    found: int
+
+
+SENDINGS = (
+    Sending("enq.before_send", "one", 3, 2, 2),
+    Sending("enq.after_send_before_confirm", "one", 3, 2, 3),
+    Sending("enq.after_commit", "one", 3, 2, 3),
+    Sending("enq.before_send", "many", 2, 1000, 1000),
+    Sending("enq.batch_mid", "many", 1, 0, 0),
+    Sending("enq.batch_mid", "many", 3, 0, 0),
+    Sending("enq.after_send_before_confirm", "many", 2, 1000, 2000),
+    Sending("enq.after_commit", "many", 2, 1000, 2000),
 )
-def test_f04_a_sender_is_killed(tmp_path: Path, how: str, point: str, visit: int, accepted: int, found: int) -> None:
+
+
+@pytest.mark.parametrize(("url", "case"), on_each(SENDINGS, lambda case: case.point), indirect=["url"])
+def test_f04_a_sender_is_killed(url: str, case: Sending) -> None:
     """F04: what ``enqueue`` or ``enqueue_many`` has returned for is there; what it has not returned for is there or
     not, and never half of a batch."""
+    broker = open_broker(url)
+    broker.declare_queue("warm")  # or a server would be told a script first
+    for count in (1, 2):
+        broker.enqueue_many([Message("warm", "work", (), {}, {})] * count)
     process = subprocess.run(
-        [sys.executable, "-c", SENDER, str(tmp_path / "queue.db"), how],
-        env=environment({"GREENROOM_FAILPOINTS": f"{point}=kill9@{visit}"}),
+        [sys.executable, "-c", SENDER, url, case.how],
+        env=environment({"GREENROOM_FAILPOINTS": f"{case.point}=kill9@{case.visit}"}),
         capture_output=True,
         text=True,
         timeout=30,
         check=False,
     )
     assert process.returncode == -signal.SIGKILL, process.stderr
-    assert int((process.stdout.split() or ["0"])[-1]) == accepted
-    assert numbers_in(tmp_path / "queue.db") == list(range(found))
-
-
-def numbers_in(path: Path) -> list[int]:
-    """The arguments of all messages of a file, in order."""
-    with sqlite3.connect(path) as connection:
-        bodies = connection.execute("select cast(body as blob) from message order by seq").fetchall()
-        assert connection.execute("pragma integrity_check").fetchone() == ("ok",)
-    connection.close()
-    return [Message.decode(body).args[0] for (body,) in bodies]
+    assert int((process.stdout.split() or ["0"])[-1]) == case.accepted
+    wait_until(lambda: len(messages_in(broker)) >= case.found, "the server has done what it was told")
+    assert numbers_in(broker) == list(range(case.found))
+    broker.close()
 
 
 def test_f04_a_batch_that_fails_in_the_middle(tmp_path: Path, armed: Callable[[str], None]) -> None:
     """F04: nothing of it is there, the sender is told so, and may send it again."""
-    broker = build(tmp_path)
+    broker = build(tmp_path, f"sqlite:///{tmp_path / 'queue.db'}")
     try:
         batch = [Message("default", "work", (n,), {}, {}) for n in range(1000)]
         armed("enq.batch_mid=raise@2")
         with pytest.raises(BrokerError, match=r"enq\.batch_mid"):
             broker.enqueue_many(batch)
-        assert numbers_in(broker.path) == []
+        assert numbers_in(broker) == []
         broker.enqueue_many(batch)
-        assert numbers_in(broker.path) == list(range(1000))
+        assert numbers_in(broker) == list(range(1000))
     finally:
         broker.close()
 
@@ -270,7 +312,8 @@ def test_unarmed_points_are_not_there(armed: Callable[[str], None]) -> None:
     assert failpoints.after("start.after_attempt_persist", len) is len
 
 
-def test_every_point_of_a_worker_has_a_case() -> None:
-    """No point of the list goes untested."""
-    tested = {case.point for case in CASES} | {"reap.mid_batch", "enq.before_send", "enq.batch_mid", "enq.after_commit"}
+def test_every_point_has_a_case() -> None:
+    """No point of the list goes untested, and each exists on an engine."""
+    tested = {case.point for case in (*CASES, *SENDINGS)} | {"reap.mid_batch"} | OF_COMPOSITIONS
     assert tested == set(failpoints.NAMES)
+    assert not set.intersection(*MISSING.values())

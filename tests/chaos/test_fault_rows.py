@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from greenroom import Message
-from greenroom.brokers.sqlite import SqliteBroker
+from greenroom.brokers.engine import EngineBroker
 from greenroom.core.unknown_actor import FIRST_WAIT_MS
 from greenroom.ports.admin import Counts
 from greenroom.ports.transport import CRASH
@@ -23,7 +23,8 @@ from greenroom.testing.clock import ManualClock
 from tests.chaos.history import Event, read_events
 from tests.chaos.kit import build, forget, is_empty, judge, send, victim, wait_for_death
 from tests.runtime.cli_kit import Program, wait_until
-from tests.runtime.worker_kit import ENGINES, collector, make_broker, working
+from tests.runtime.engine_kit import ENGINES, owners_of, url_of
+from tests.runtime.worker_kit import ALL_ENGINES, collector, make_broker_of, working
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 
@@ -84,9 +85,15 @@ def innocent(number):
 """
 
 
+@pytest.fixture(params=ENGINES)
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Where the messages of a test are."""
+    return url_of(request.param, tmp_path, request)
+
+
 @pytest.fixture
-def program(tmp_path: Path) -> Program:
-    return Program(tmp_path).write(ACTORS)
+def program(tmp_path: Path, url: str) -> Program:
+    return Program(tmp_path, url).write(ACTORS)
 
 
 def starts(program: Program, name: str) -> list[tuple[int, float]]:
@@ -119,14 +126,8 @@ def test_f14_workers_that_cannot_be_told_apart(program: Program) -> None:
         program.send("hold", "b", queue="two")
         wait_until(lambda: starts(program, "b"), "the second one runs a message")
         assert starts(program, "a")[0][0] == starts(program, "b")[0][0], "they are no twins"
-        broker = SqliteBroker(program.folder / "queue.db")
-        names = [
-            owner
-            for (owner,) in broker.transport.share.database.run(
-                lambda c: c.execute("select name from owner").fetchall()
-            )
-        ]
-        broker.close()
+        with program.broker() as broker:
+            names = [name for name, _pid in owners_of(broker)]
         assert len(names) == 2
         assert len(set(names)) == 1
         (init,) = first.children()
@@ -146,15 +147,60 @@ def test_f14_workers_that_cannot_be_told_apart(program: Program) -> None:
         assert second.wait() == 0, second.text
 
 
+# --- F15: who cannot say that it lives
+
+FAILS = """
+from greenroom.board import Board
+from greenroom.engines.redis.pulse import Pulse
+
+def fail_until_mended(owner, name):
+    method = getattr(owner, name)
+    def fails(self, *args):
+        if starts("a") and not (HERE / "mark-mended").exists():
+            raise MemoryError("no room for a heartbeat")
+        return method(self, *args)
+    setattr(owner, name, fails)
+
+def starts(name):
+    return (HERE / f"starts-{name}").exists()
+
+"""
+
+
+@pytest.mark.parametrize(
+    ("url", "method"),
+    [("sqlite", "Board, 'beat'"), ("redis", "Board, 'beat'"), ("redis", "Pulse, '_extend'")],
+    indirect=["url"],
+)
+def test_f15_a_heartbeat_that_dies(program: Program, url: str, method: str) -> None:
+    """F15: what tells others that a process lives has failed for good. The process stops claiming, ends with 70 when
+    the grace is over, and its successor runs what it ran."""
+    program.write(ACTORS + FAILS + f"fail_until_mended({method})\n")
+    program.send("hold", "a")
+    with program.start("worker", "app", "-p", "1", "-t", "2", "--worker-shutdown-timeout", "500") as running:
+        running.wait_for_text("The heartbeat has failed")
+        failed_s = time.monotonic()
+        program.let_go("mended")
+        running.wait_for_text(r"The worker process 0 \(PID \d+\) ended with code 70")
+        assert time.monotonic() - failed_s < 15 / 2  # half of a lease
+        wait_until(lambda: len(starts(program, "a")) == 2, "it runs again")
+        program.let_go("a-go")
+        program.wait_for_mark("a-done")
+        running.stop()
+    assert len(starts(program, "a")) == 2
+
+
 # --- F82: unknown actors
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-def test_f82_unknown_actors_wait_for_one_who_knows_them(tmp_path: Path, engine: str) -> None:
+@pytest.mark.parametrize("engine", ALL_ENGINES)
+def test_f82_unknown_actors_wait_for_one_who_knows_them(
+    tmp_path: Path, request: pytest.FixtureRequest, engine: str
+) -> None:
     """F82: messages whose actor nobody knows, in the middle of good ones: the good ones run at once; the others are put
     aside, are not tried again for 5 s, and run once a worker knows them."""
     clock = ManualClock()
-    broker = make_broker(engine, tmp_path, clock=clock)
+    broker = make_broker_of(request, engine, tmp_path, clock=clock)
     broker.declare_queue("default")
     known, ran = collector(broker)
     for number in range(100):
@@ -176,12 +222,12 @@ def test_f82_unknown_actors_wait_for_one_who_knows_them(tmp_path: Path, engine: 
     broker.close()
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-def test_f82_unknown_actors_die_in_the_end(tmp_path: Path, engine: str) -> None:
+@pytest.mark.parametrize("engine", ALL_ENGINES)
+def test_f82_unknown_actors_die_in_the_end(tmp_path: Path, request: pytest.FixtureRequest, engine: str) -> None:
     """F82: those that stay unknown are dead letters after the time for that, 15 minutes unless it is set; they were
     looked at some twenty times in all, and never twice in 5 s."""
     clock = ManualClock()
-    broker = make_broker(engine, tmp_path, clock=clock)
+    broker = make_broker_of(request, engine, tmp_path, clock=clock)
     broker.declare_queue("default")
     for number in range(50):
         broker.enqueue(Message("default", "unknown", (number,), {}, {}))
@@ -209,6 +255,7 @@ ENDS = {
 }
 
 
+@pytest.mark.parametrize("url", ["sqlite"], indirect=True)
 @pytest.mark.parametrize("actor", ["crash_once", "crash_once_on_loop"])
 def test_f96_all_exits(program: Program, actor: str) -> None:
     """F96: an actor ends its process in every way there is. The log names it, the message runs again and is done.
@@ -246,13 +293,9 @@ def test_f100_a_poison_pill(program: Program) -> None:
         running.wait_until_ready()
         for number in range(7):
             program.wait_for_mark(f"innocent{number}-done")
-        broker = SqliteBroker(program.folder / "queue.db")
-        broker.declare_queue("default")
-        try:
+        with program.broker() as broker:
             wait_until(lambda: broker.get_queue_message_counts("default") == (0, 0, 1), "the pill is a dead letter")
             (letter,) = broker.transport.dead_letters([letter.id for letter in broker.get_dead_letters()])
-        finally:
-            broker.close()
         running.stop()
     pills = starts(program, "pill")
     print(f"recovered in {pills[-1][1] - pills[0][1]:.2f} s")
@@ -296,32 +339,32 @@ DELAYED, TOGETHER, BATCHES, KILLS = 10_000, 1_000, 18, 5
 
 
 @pytest.fixture
-def broker(tmp_path: Path) -> Iterator[SqliteBroker]:
-    broker = build(tmp_path)
+def broker(tmp_path: Path, url: str) -> Iterator[EngineBroker]:
+    broker = build(tmp_path, url)
     yield broker
     broker.close()
     forget(tmp_path)
 
 
-def test_f118_ten_thousand_delays(tmp_path: Path, broker: SqliteBroker) -> None:
+def test_f118_ten_thousand_delays(tmp_path: Path, url: str, broker: EngineBroker) -> None:
     """F118: 10 000 delayed messages, 1 000 of them due in the same millisecond, and five kills while they come due.
     None is lost, none starts early, and in 99 of 100 cases it starts at most a second or so late."""
     random_ = random.Random(118)
     numbers = iter(range(DELAYED))
     sizes = [TOGETHER, *[(DELAYED - TOGETHER) // BATCHES] * BATCHES]
-    for batch, size in enumerate(sizes):
-        delay_ms = 1500 if not batch else random_.randint(500, 3000)
-        send(tmp_path, broker, "threads_plain", [f"m{next(numbers)}" for _ in range(size)], delay=delay_ms)
     faults = []
     with ExitStack() as stack:
-        workers = [stack.enter_context(victim(tmp_path, 4, 0)) for _ in range(2)]
+        workers = [ready_victim(stack, tmp_path, url) for _ in range(2)]
+        for batch, size in enumerate(sizes):
+            delay_ms = 1500 if not batch else random_.randint(500, 3000)
+            send(tmp_path, broker, "threads_plain", [f"m{next(numbers)}" for _ in range(size)], delay=delay_ms)
         for number in range(KILLS):
             settled = (number + 1) * DELAYED // (KILLS + 2)
-            wait_until(lambda least=settled: left(broker) <= DELAYED - least, f"{settled} are settled", step_s=0.002)
+            wait_until(lambda least=settled: left(broker) <= DELAYED - least, f"{settled} are settled", step_s=0.02)
             doomed = workers.pop(0)
-            workers.append(stack.enter_context(victim(tmp_path, 4, 0)))
             doomed.kill()
             faults.append(wait_for_death(tmp_path, doomed, -signal.SIGKILL))
+            workers.append(ready_victim(stack, tmp_path, url))
         wait_until(lambda: is_empty(broker), "all have come to an end")
     verdict = judge(tmp_path, broker, *faults)
     assert verdict.accepted == verdict.started == DELAYED
@@ -330,7 +373,14 @@ def test_f118_ten_thousand_delays(tmp_path: Path, broker: SqliteBroker) -> None:
     assert late_s[int(len(late_s) * 0.99)] < 5
 
 
-def left(broker: SqliteBroker) -> int:
+def ready_victim(stack: ExitStack, folder: Path, url: str) -> subprocess.Popen[bytes]:
+    """A worker that works."""
+    process = stack.enter_context(victim(folder, url, 4, 0))
+    wait_until((folder / f"ready-{process.pid}").exists, "the worker is ready")
+    return process
+
+
+def left(broker: EngineBroker) -> int:
     """How many messages are not settled."""
     counts = broker.transport.counts(["default"])["default"]
     return counts.ready + counts.delayed + counts.claimed

@@ -5,25 +5,24 @@ from __future__ import annotations
 import os
 import random
 import signal
-import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
 
-from greenroom import Message
 from greenroom.brokers.sqlite import SqliteBroker
 from tests.runtime.cli_kit import PATIENCE_S, environment, wait_until
+from tests.runtime.engine_kit import ENGINES, numbers_in, open_broker, url_of
 
 HEAD = """
 import os, sys
 from greenroom import actor
-from greenroom.brokers.sqlite import SqliteBroker
+from greenroom.brokers import from_url
 
-broker = SqliteBroker(sys.argv[1])
+broker = from_url(sys.argv[1])
 accepted = 0
 
 @actor(broker=broker)
@@ -49,10 +48,10 @@ while True:
 
 
 @contextmanager
-def producer(program: str, path: Path, reports: Path) -> Iterator[subprocess.Popen[bytes]]:
+def producer(program: str, url: str, reports: Path) -> Iterator[subprocess.Popen[bytes]]:
     """A process that sends until it is killed, and writes to ``reports`` how many messages were accepted."""
     with reports.open("wb") as out:
-        process = subprocess.Popen([sys.executable, "-c", program, str(path)], stdout=out, env=environment({}))
+        process = subprocess.Popen([sys.executable, "-c", program, url], stdout=out, env=environment({}))
     try:
         yield process
     finally:
@@ -66,33 +65,36 @@ def reported(reports: Path) -> int:
     return int(lines[-1] or 0)
 
 
-def kill_after(program: str, folder: Path, count: int) -> tuple[int, list[int]]:
-    """Kills a producer once that many messages were accepted; how many it has reported, and what is in the file."""
-    path, reports = folder / "queue.db", folder / "reports"
-    with producer(program, path, reports) as process:
+def kill_after(program: str, url: str, folder: Path, count: int) -> tuple[int, list[int]]:
+    """Kills a producer once that many messages were accepted; how many it has reported, and what is there."""
+    reports = folder / "reports"
+    with producer(program, url, reports) as process:
         wait_until(lambda: reported(reports) >= count, f"{count} messages are accepted", step_s=0.001)
         os.kill(process.pid, signal.SIGKILL)
         assert process.wait(PATIENCE_S) == -signal.SIGKILL
-    with sqlite3.connect(path) as connection:
-        bodies = connection.execute("select cast(body as blob) from message order by seq").fetchall()
-        assert connection.execute("pragma integrity_check").fetchone() == ("ok",)
-    connection.close()
-    return reported(reports), [Message.decode(body).args[0] for (body,) in bodies]
+    with closing(open_broker(url)) as broker:
+        return reported(reports), numbers_in(broker)
+
+
+@pytest.fixture(params=ENGINES)
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Where the messages of a test are."""
+    return url_of(request.param, tmp_path, request)
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_a_killed_bulk_sender(tmp_path: Path, seed: int) -> None:
-    """What ``send_many`` has returned for is there, in order; the thousand that the kill met is there or not."""
-    accepted, found = kill_after(SENDS_MANY, tmp_path, random.Random(seed).randint(1, 30_000))
+def test_f04_a_killed_bulk_sender(tmp_path: Path, url: str, seed: int) -> None:
+    """F04: what ``send_many`` has returned for is there, in order; the thousand that the kill met is there or not."""
+    accepted, found = kill_after(SENDS_MANY, url, tmp_path, random.Random(seed).randint(1, 30_000))
     assert accepted <= len(found) <= accepted + 3000
     assert len(found) % 1000 == 0
     assert found == list(range(len(found)))
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_a_killed_sender(tmp_path: Path, seed: int) -> None:
-    """What ``send`` has returned for is there; of what it has not returned for at most one message."""
-    accepted, found = kill_after(SENDS_ONE, tmp_path, random.Random(seed).randint(1, 3000))
+def test_f04_a_killed_sender(tmp_path: Path, url: str, seed: int) -> None:
+    """F04: what ``send`` has returned for is there; of what it has not returned for at most one message."""
+    accepted, found = kill_after(SENDS_ONE, url, tmp_path, random.Random(seed).randint(1, 3000))
     assert accepted <= len(found) <= accepted + 1
     assert found == list(range(len(found)))
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import random
 import signal
-import sqlite3
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -15,9 +14,10 @@ from pathlib import Path
 import pytest
 
 from greenroom import Message
-from greenroom.brokers.sqlite import SqliteBroker
+from greenroom.brokers.engine import EngineBroker
 from greenroom.ports.admin import Counts
 from tests.runtime.cli_kit import Program, Running, is_running, wait_until
+from tests.runtime.engine_kit import check_nothing_is_left, is_empty, open_broker, owners_of, url_of
 
 MESSAGES = 1000
 #: The last messages wait until the kill is over, so that it always strikes in the middle.
@@ -38,24 +38,27 @@ def work(number):
 """
 
 
-@pytest.fixture
-def program(tmp_path: Path) -> Program:
-    return Program(tmp_path).write(ACTORS)
+#: How often on each engine.
+SEEDS = [("sqlite", seed) for seed in range(20)] + [("redis", seed) for seed in range(4)]
 
 
 @pytest.fixture
-def broker(program: Program) -> Iterator[SqliteBroker]:
-    broker = SqliteBroker(program.folder / "queue.db")
-    broker.declare_queue("default")
+def program(tmp_path: Path, request: pytest.FixtureRequest) -> Program:
+    return Program(tmp_path, url_of(request.param, tmp_path, request)).write(ACTORS)
+
+
+@pytest.fixture
+def broker(program: Program) -> Iterator[EngineBroker]:
+    broker = open_broker(program.url)
     yield broker
     broker.close()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="finds the worker's process in /proc")
-@pytest.mark.parametrize("seed", range(20))
-def test_f51_a_killed_worker_loses_nothing(program: Program, broker: SqliteBroker, seed: int) -> None:
+@pytest.mark.parametrize(("program", "seed"), SEEDS, indirect=["program"])
+def test_f51_a_killed_worker_loses_nothing(program: Program, broker: EngineBroker, seed: int) -> None:
     """F01, F02, F51: whenever a worker is killed, another one that runs already or comes later runs all that is left.
-    Only what the killed one held may start a second time, and the file is empty and clean in the end."""
+    Only what the killed one held may start a second time, and nothing is left in the end."""
     random_ = random.Random(seed)
     kill_after = random_.randint(1, 700)
     successor_comes_first = random_.random() < 0.5
@@ -74,27 +77,19 @@ def test_f51_a_killed_worker_loses_nothing(program: Program, broker: SqliteBroke
         program.let_go("killed")
         if not successor_comes_first:
             successor = stack.enter_context(program.start("worker", "app", "-p", "1", "-t", threads)).wait_until_ready()
-        wait_until(lambda: broker.transport.counts(["default"])["default"] == Counts(), "the queue is empty")
-        wait_until(lambda: victim_pid not in owners_of(broker), "the dead owner is forgotten")
+        wait_until(lambda: is_empty(broker), "the queue is empty")
+        wait_until(lambda: victim_pid not in [pid for _, pid in owners_of(broker)], "the dead owner is forgotten")
         stop(successor)
         if not kill_the_parent:
             wait_until(lambda: len(victim.workers()) == 1, "the victim has a successor of its own")
             stop(victim)
     check_runs(program, victim_pid)
-    check_file(broker)
+    check_nothing_is_left(broker, dead=False)
 
 
 def starts_in(program: Program) -> int:
     """How many messages have started in all workers together."""
     return sum(path.read_bytes().count(b"start") for path in program.folder.glob("runs-*"))
-
-
-def owners_of(broker: SqliteBroker) -> list[int]:
-    """The processes that the file knows as owners."""
-    with sqlite3.connect(broker.path) as connection:
-        pids = [pid for (pid,) in connection.execute("select pid from owner order by id")]
-    connection.close()
-    return pids
 
 
 def stop(running: Running) -> None:
@@ -118,16 +113,3 @@ def check_runs(program: Program, victim_pid: int) -> None:
     twice = {number for number, count in starts.items() if count > 1}
     assert max(starts.values()) <= 2
     assert twice <= started_by_victim
-
-
-def check_file(broker: SqliteBroker) -> None:
-    """No message, no claim, no dead letter, no owner; and SQLite finds nothing wrong."""
-    assert broker.transport.counts(["default"])["default"] == Counts()
-    with sqlite3.connect(broker.path) as connection:
-        left = connection.execute(
-            "select (select count(*) from message), (select count(*) from dead), (select count(*) from owner)"
-        ).fetchone()
-        verdict = connection.execute("pragma integrity_check").fetchone()
-    connection.close()
-    assert left == (0, 0, 0)
-    assert verdict == ("ok",)

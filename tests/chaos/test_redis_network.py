@@ -10,11 +10,14 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from greenroom.errors import BrokerError, BrokerTimeout
+from greenroom.ports.transport import Delivery
 from scripts.servers import Redis, free_port
 from tests.chaos.history import Fault
 from tests.chaos.kit import forget, judge
@@ -81,22 +84,24 @@ def test_f60_a_short_partition(tmp_path: Path, redis_server: Redis, proxy: Proxy
 
 
 def test_f60_a_long_partition(tmp_path: Path, redis_server: Redis, proxy: Proxy) -> None:
-    """F60: a worker of another host is cut off for three leases while it runs a message, and while it has another one
-    that has not started. Both run elsewhere; the one that runs ends here, too, but is not settled a second time. Back
-    again, the worker works on."""
+    """F60: a worker of another host is cut off for three leases while it runs a message. That runs elsewhere; it ends
+    here, too, but is not settled a second time. What it has claimed besides runs elsewhere alone: before its lease is
+    over the worker lets it go. Back again, it works on."""
     broker = build(tmp_path, redis_server.url)
     with worker_process(tmp_path, proxy.url(redis_server.url), threads=1) as cut_off:
-        send(tmp_path, broker, ["runs"], "gated")
+        short = [f"short-{number}" for number in range(200)]  # after which more than one is claimed at a time
+        send(tmp_path, broker, short)
+        wait_until_empty(broker)
+        send(tmp_path, broker, ["runs", "held"], "gated")
         wait_until_started(tmp_path, "runs")
-        send(tmp_path, broker, ["behind"])
+        wait_until(lambda: broker.transport.counts(["default"])["default"].claimed == 2, "both are claimed")
         proxy.hold()
         lost = Fault("lost", cut_off.pid, time.monotonic())
         with working(broker, 2):
             wait_until_started(tmp_path, "runs", times=2)
-            wait_until_started(tmp_path, "behind")
             recovered_s = time.monotonic() - lost.at_s
             open_gate(tmp_path)
-            wait_until(lambda: count(tmp_path, "end") >= 3, "it has ended in both places")
+            wait_until(lambda: count(tmp_path, "end") == 203, "it has ended in both places")
             pause(max(0.0, 3 * LEASE_MS / 1000 - recovered_s))
             proxy.heal()
             wait_until_empty(broker)
@@ -104,8 +109,9 @@ def test_f60_a_long_partition(tmp_path: Path, redis_server: Redis, proxy: Proxy)
         wait_until_started(tmp_path, "later")
         wait_until_empty(broker)
         assert starts(tmp_path, "later") == [cut_off.pid]
+        assert cut_off.pid not in starts(tmp_path, "held")
     verdict = judge(tmp_path, broker, lost)
-    assert (verdict.accepted, verdict.again) == (3, 1)
+    assert (verdict.accepted, verdict.again) == (203, 1)
     print(f"recovered in {recovered_s:.2f} s")
     assert recovered_s < 5
     broker.close()
@@ -143,12 +149,12 @@ def test_f61_a_claim_that_arrives_late(tmp_path: Path, redis_server: Redis, prox
     proxy.freeze()
     with pytest.raises(BrokerTimeout):
         consumer.exchange((), 10)
-    assert consumer.exchange((), 10).deliveries == []
+    assert claim(consumer) == []
     send(tmp_path, other, ["one"])
     done = trips_done(redis_server)
     proxy.thaw()
     wait_until(lambda: trips_done(redis_server) > done, "the late claim has arrived")
-    (delivery,) = consumer.exchange((), 10).deliveries
+    (delivery,) = claim(consumer)
     assert delivery.crashes == 0
     late.close()
     other.close()
@@ -173,10 +179,23 @@ def test_f61_a_claim_without_an_answer_and_without_a_way_to_ask(
         with pytest.raises(BrokerError):
             consumer.exchange((), 10)
     proxy.reopen()
-    (delivery,) = consumer.exchange((), 10).deliveries
+    (delivery,) = claim(consumer)
     assert delivery.crashes == 0
     cut_off.close()
     other.close()
+
+
+def claim(consumer: Any) -> list[Delivery]:
+    """What the next trip brings that is answered: a busy machine may take longer than is waited for here."""
+    found: list[list[Delivery]] = []
+
+    def is_answered() -> bool:
+        with suppress(BrokerError):
+            found.append(list(consumer.exchange((), 10).deliveries))
+        return bool(found)
+
+    wait_until(is_answered, "a trip is answered")
+    return found[0]
 
 
 def trips_done(server: Redis) -> int:
@@ -220,7 +239,7 @@ def test_f62_a_storm_of_resets(tmp_path: Path, redis_server: Redis, proxy: Proxy
         sender.stop()
         wait_until_empty(broker)
     verdict = judge(tmp_path, broker)
-    assert verdict.accepted > 200
+    assert verdict.accepted > 50
     assert verdict.again == 0
     print(f"recovered in {recovered_s:.2f} s")
     assert recovered_s < 5
@@ -264,14 +283,16 @@ def test_f64_slow(tmp_path: Path, redis_server: Redis, proxy: Proxy, kind: str) 
     """F64: half a second there and back; 64 kbit/s; a network that stands still again and again. Nobody is taken for
     dead, nothing runs twice, a send takes less than three seconds, and no threads pile up."""
     broker = build(tmp_path, proxy.url(redis_server.url), timeout_s=5, lease_ms=3000)
-    if kind == "far":
-        proxy.delay(250)
-    elif kind == "narrow":
-        proxy.rate(8000)
     slowest_s = 0.0
     with working(broker):
+        send(tmp_path, broker, ["before"])
+        wait_until_empty(broker)
         threads = threading.active_count()
-        for number in range(5):
+        if kind == "far":
+            proxy.delay(250)
+        elif kind == "narrow":
+            proxy.rate(8000)
+        for number in range(3):
             began_s = time.monotonic()
             if kind == "bursts":
                 proxy.hold()
@@ -280,8 +301,10 @@ def test_f64_slow(tmp_path: Path, redis_server: Redis, proxy: Proxy, kind: str) 
             slowest_s = max(slowest_s, time.monotonic() - began_s)
         assert threading.active_count() <= threads + 2
         wait_until_empty(broker)
+        proxy.delay(0)
+        proxy.rate(float("inf"))
     verdict = judge(tmp_path, broker)
-    assert (verdict.accepted, verdict.again) == (5, 0)
+    assert (verdict.accepted, verdict.again) == (4, 0)
     print(f"the slowest send took {slowest_s:.2f} s")
     assert slowest_s < 3
     broker.close()
@@ -295,7 +318,7 @@ def test_f65_a_send_is_cut(tmp_path: Path, redis_server: Redis, proxy: Proxy) ->
     all; once if the send said so."""
     accepted = 0
     for direction in ("up", "down"):
-        for size in range(0, 700, 4):
+        for size in range(0, 700, 8):
             proxy.cut_after(**{direction: size})
             broker = build(tmp_path, proxy.url(redis_server.url))
             before = count_ready(redis_server)
@@ -307,7 +330,7 @@ def test_f65_a_send_is_cut(tmp_path: Path, redis_server: Redis, proxy: Proxy) ->
                 accepted += 1
                 assert count_ready(redis_server) - before == 1
             broker.close()
-    assert 0 < accepted < 350
+    assert 0 < accepted < 175
     assert count_ready(redis_server) == redis_server.cli("HLEN", bodies_key(redis_server))
 
 
@@ -347,13 +370,16 @@ def test_f65_a_worker_is_cut(tmp_path: Path, redis_server: Redis, proxy: Proxy) 
 # --- F68: TLS
 
 
+EC = ("ec", "-pkeyopt", "ec_paramgen_curve:prime256v1")
+
+
 class Authority:
     """Makes certificates in a folder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.certificate = folder / "ca.crt"
-        self._openssl("req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", "ca.key", "-out", "ca.crt",
+        self._openssl("req", "-x509", "-newkey", *EC, "-nodes", "-keyout", "ca.key", "-out", "ca.crt",
                       "-days", "2", "-subj", "/CN=authority")  # fmt: skip
 
     def _openssl(self, *words: str) -> None:
@@ -362,7 +388,7 @@ class Authority:
     def issue(self, name: str, host: str, days: int = 2) -> dict[str, Path]:
         """A certificate for a host, as settings of a server."""
         (self.folder / f"{name}.txt").write_text(f"subjectAltName={host}\n")
-        self._openssl("req", "-newkey", "rsa:2048", "-nodes", "-keyout", f"{name}.key", "-out", f"{name}.csr",
+        self._openssl("req", "-newkey", *EC, "-nodes", "-keyout", f"{name}.key", "-out", f"{name}.csr",
                       "-subj", "/CN=server")  # fmt: skip
         self._openssl("x509", "-req", "-in", f"{name}.csr", "-CA", "ca.crt", "-CAkey", "ca.key", "-CAcreateserial",
                       "-out", f"{name}.crt", "-days", str(days), "-extfile", f"{name}.txt")  # fmt: skip
@@ -389,12 +415,12 @@ def test_f68_tls(tmp_path: Path, start_redis: Callable[..., Redis]) -> None:
             check_tls(tmp_path, url.partition("?")[0], "unknown authority", "self.signed|unable to get")
             assert count_ready(server) == 1
     plain = start_redis()
-    check_tls(tmp_path, plain.url.replace("redis:", "rediss:"), "plain", "SSL|Connection closed|reset|EOF|in time")
+    check_tls(tmp_path, plain.url.replace("redis:", "rediss:"), "plain", "does it speak TLS")
     assert count_ready(plain) == 0
 
 
 def check_tls(folder: Path, url: str, name: str, error: str | None) -> None:
-    broker = build(folder, url, timeout_s=2)
+    broker = build(folder, url, timeout_s=1)
     if error is None:
         send(folder, broker, [name])
         with working(broker, 1):

@@ -12,15 +12,15 @@ from pathlib import Path
 import pytest
 
 from greenroom import Message
-from greenroom.brokers.sqlite import SqliteBroker
+from greenroom.brokers.engine import EngineBroker
 from greenroom.errors import ResultFailure, ResultPending
 from greenroom.ports.admin import Counts
 from greenroom.results import Results
 from tests.runtime.cli_kit import Program, environment, is_running, wait_until
+from tests.runtime.engine_kit import ENGINES, open_broker, url_of
 
 ACTORS = """
 from greenroom.results import Results
-from greenroom.results.backends import SqliteBackend
 
 broker.add_middleware(Results(store_results=True))
 
@@ -39,20 +39,23 @@ def fail():
     raise LookupError("nowhere")
 """
 
-#: Another process, which knows nothing but the file and an id.
+#: Another process, which knows nothing but the engine's URL and an id.
 READER = """
 import sys
-from greenroom.brokers.sqlite import SqliteBroker
+from greenroom.brokers import from_url
 from greenroom.results import Results
-broker = SqliteBroker(sys.argv[1], middleware=[Results()])
+broker = from_url(sys.argv[1], middleware=[Results()])
 print(broker.get_result(sys.argv[2], block=True, timeout=30000)[0])
 """
 
 #: A worker that dies at a chosen place of the trip that settles.
 DIES = """
 import os, signal, sys
-import greenroom.engines.sqlite.consumer as consumer
-real = consumer.SqliteConsumer.exchange
+from greenroom.engines.redis.consumer import RedisConsumer
+from greenroom.engines.sqlite.consumer import SqliteConsumer
+
+Consumer = {consumer}
+real = Consumer.exchange
 
 def exchange(self, settle, limit, skip=frozenset()):
     if settle and {before}:
@@ -62,35 +65,34 @@ def exchange(self, settle, limit, skip=frozenset()):
         os.kill(os.getpid(), signal.SIGKILL)
     return answer
 
-consumer.SqliteConsumer.exchange = exchange
+Consumer.exchange = exchange
 """
 
 
-@pytest.fixture
-def program(tmp_path: Path) -> Program:
-    return Program(tmp_path).write(ACTORS)
+@pytest.fixture(params=ENGINES)
+def program(tmp_path: Path, request: pytest.FixtureRequest) -> Program:
+    return Program(tmp_path, url_of(request.param, tmp_path, request)).write(ACTORS)
 
 
 @pytest.fixture
-def broker(program: Program) -> Iterator[SqliteBroker]:
-    broker = SqliteBroker(program.folder / "queue.db", middleware=[Results(store_results=True)])
-    broker.declare_queue("default")
+def broker(program: Program) -> Iterator[EngineBroker]:
+    broker = open_broker(program.url, middleware=[Results(store_results=True)])
     yield broker
     broker.close()
 
 
-def send(broker: SqliteBroker, actor: str, *args: object) -> str:
+def send(broker: EngineBroker, actor: str, *args: object) -> str:
     return broker.enqueue(Message("default", actor, args, {}, {})).message_id
 
 
 WORKER = ("worker", "app", "-p", "1", "-t", "2")
 
 
-def test_from_another_process_by_its_id(program: Program, broker: SqliteBroker) -> None:
-    """A process that waits for a result knows the file and the id; it is woken when the result is there."""
+def test_from_another_process_by_its_id(program: Program, broker: EngineBroker) -> None:
+    """A process that waits for a result knows the engine and the id; it is woken when the result is there."""
     message_id = send(broker, "work", "a")
     reader = subprocess.Popen(
-        [sys.executable, "-c", READER, str(program.folder / "queue.db"), message_id],
+        [sys.executable, "-c", READER, program.url, message_id],
         env=environment({}),
         stdout=subprocess.PIPE,
         text=True,
@@ -103,7 +105,7 @@ def test_from_another_process_by_its_id(program: Program, broker: SqliteBroker) 
     assert (out, reader.returncode) == ("a\n", 0)
 
 
-def test_failures_cross_processes_as_text(program: Program, broker: SqliteBroker) -> None:
+def test_failures_cross_processes_as_text(program: Program, broker: EngineBroker) -> None:
     """Type, message and traceback; the class is not looked up by its name."""
     message_id = send(broker, "fail")
     with program.start(*WORKER), pytest.raises(ResultFailure, match="actor raised LookupError: nowhere") as e:
@@ -112,7 +114,7 @@ def test_failures_cross_processes_as_text(program: Program, broker: SqliteBroker
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="finds the worker's process in /proc")
-def test_a_worker_is_killed_while_the_actor_runs(program: Program, broker: SqliteBroker) -> None:
+def test_a_worker_is_killed_while_the_actor_runs(program: Program, broker: EngineBroker) -> None:
     """The mark stays; whoever runs the message next writes the result, and the waiter gets that one."""
     message_id = send(broker, "work", "a")
     with program.start(*WORKER, log="victim.txt") as victim:
@@ -130,9 +132,10 @@ def test_a_worker_is_killed_while_the_actor_runs(program: Program, broker: Sqlit
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs a worker that reaps at once")
 @pytest.mark.parametrize("before", [True, False])
-def test_a_worker_is_killed_as_it_settles(program: Program, broker: SqliteBroker, before: bool) -> None:
+def test_a_worker_is_killed_as_it_settles(program: Program, broker: EngineBroker, before: bool) -> None:
     """Before the commit there is neither a settlement nor a result; after it there are both, always."""
-    program.write(DIES.format(before=before), "dies.py", head="")
+    consumer = "RedisConsumer" if program.url.startswith("redis") else "SqliteConsumer"
+    program.write(DIES.format(before=before, consumer=consumer), "dies.py", head="")
     message_ids = [send(broker, "number", n) for n in range(50)]
     with program.start("worker", "app", "dies", "-p", "1", "-t", "2", log="victim.txt") as victim:
         wait_until(lambda: "SIGKILL" in victim.text, "a worker has killed itself")
@@ -148,7 +151,7 @@ def test_a_worker_is_killed_as_it_settles(program: Program, broker: SqliteBroker
         assert [broker.get_result(message_id) for message_id in message_ids] == list(range(50))
 
 
-def is_done(broker: SqliteBroker, message_id: str) -> bool:
+def is_done(broker: EngineBroker, message_id: str) -> bool:
     try:
         broker.get_result(message_id)
     except ResultPending:

@@ -8,15 +8,19 @@ from pathlib import Path
 import pytest
 
 from tests.chaos.storm import Storm
+from tests.runtime.engine_kit import ENGINES, url_of
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="finds processes in /proc")
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_no_promise_is_broken_in_a_storm(tmp_path: Path, seed: int) -> None:
+@pytest.mark.parametrize("engine", ENGINES)
+def test_no_promise_is_broken_in_a_storm(
+    tmp_path: Path, request: pytest.FixtureRequest, engine: str, seed: int
+) -> None:
     """Workers are killed, stalled, reloaded and replaced while messages come in: nothing is lost, nothing runs that was
     not sent, nothing starts again without a reason, and nothing is settled twice."""
-    storm = Storm(tmp_path, seed, faults=4)
+    storm = Storm(tmp_path, url_of(engine, tmp_path, request), seed, faults=4)
     verdict = storm.run()
     assert verdict.is_valid, f"{verdict} after {dict(storm.happened)}"
     assert verdict.accepted > 0

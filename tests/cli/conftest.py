@@ -16,8 +16,7 @@ def desk(
     monkeypatch: pytest.MonkeyPatch,
     request: pytest.FixtureRequest,
 ) -> Desk:
-    """A broker that holds no messages yet. On a server the workers of a test meet in its folder."""
-    monkeypatch.setenv("GREENROOM_RUN_FOLDER", str(tmp_path))
+    """A broker that holds no messages yet."""
     url = None if request.param == "sqlite" else request.getfixturevalue(f"{request.param}_url")
     return Desk(tmp_path, capsys, monkeypatch, url)
 

@@ -123,7 +123,12 @@ def kill_ready(broker: EngineBroker, queue: str = "default", error: ErrorText | 
     consumer.subscribe([queue])
     ids: list[str] = []
     while got := consumer.exchange((), MAX_TRIP).deliveries:
-        consumer.exchange([Settlement(delivery, Verdict.DEAD, error=error) for delivery in got], 0)
+        settled = len(
+            consumer.exchange([Settlement(delivery, Verdict.DEAD, error=error) for delivery in got], 0).settled
+        )
+        while settled < len(got):  # an engine may answer later
+            consumer.wait(1.0)
+            settled += len(consumer.exchange((), 0).settled)
         ids += [delivery.id for delivery in got]
     consumer.close()
     return ids

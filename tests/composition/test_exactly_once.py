@@ -181,7 +181,8 @@ def test_a_group_between_stages_goes_on_once(
     members_ends = [set(workers.ends.get(child.message_id, ())) for child in many.children]
     if all(len(ends) < 2 for ends in members_ends):  # else both are right
         assert (last.message_id in workers.pushed) == goes_on
-    assert leftovers(broker) == set()
+    if not elsewhere:  # there one that ends twice leaves its second result, for a while
+        assert leftovers(broker) == set()
 
 
 @pytest.mark.parametrize("on_error", ["fail", "skip"])

@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 
 from greenroom import Message, Middleware, group, pipeline
-from greenroom.brokers.sqlite import SqliteBroker
+from greenroom.brokers.engine import EngineBroker
 from tests.composition.kit import leftovers
 from tests.runtime.cli_kit import Program, wait_until
+from tests.runtime.engine_kit import ENGINES, is_empty, open_broker, url_of
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="finds the worker's process in /proc")
 
@@ -52,23 +53,20 @@ def tell():
 """
 
 
-@pytest.fixture
-def program(tmp_path: Path) -> Program:
-    return Program(tmp_path)
+#: How many seeded groups on each engine.
+SEEDS = [("sqlite", 0), ("sqlite", 1), ("sqlite", 2), ("redis", 3), ("redis", 4)]
 
 
 @pytest.fixture
-def broker(program: Program) -> Iterator[SqliteBroker]:
-    broker = SqliteBroker(program.folder / "queue.db")
-    broker.declare_queue("default")
+def program(tmp_path: Path, request: pytest.FixtureRequest) -> Program:
+    return Program(tmp_path, url_of(request.param, tmp_path, request))
+
+
+@pytest.fixture
+def broker(program: Program) -> Iterator[EngineBroker]:
+    broker = open_broker(program.url)
     yield broker
     broker.close()
-
-
-def is_empty(broker: SqliteBroker) -> bool:
-    """True if nothing waits or runs."""
-    counts = broker.transport.counts(["default"])["default"]
-    return not (counts.ready or counts.delayed or counts.claimed)
 
 
 def lines_of(program: Program) -> list[str]:
@@ -100,8 +98,8 @@ def member(number: int) -> Message[Any]:
     return Message("default", "work", (number,), {}, options, message_timestamp=1)
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_a_group_whose_workers_are_killed(program: Program, broker: SqliteBroker, seed: int) -> None:
+@pytest.mark.parametrize(("program", "seed"), SEEDS, indirect=["program"])
+def test_a_group_whose_workers_are_killed(program: Program, broker: EngineBroker, seed: int) -> None:
     """F107: members that fail, are skipped, expire and are sent twice, and workers that die: the callback is sent once,
     when all members have ended, and knows how many failed."""
     random_ = random.Random(seed)
@@ -165,21 +163,22 @@ def stage(actor_name: str, *args: Any) -> Message[Any]:
     return Message("default", actor_name, args, {}, {})
 
 
-def short(broker: SqliteBroker) -> Any:
+def short(broker: EngineBroker) -> Any:
     return pipeline([stage("add", 1), stage("double"), stage("last")], broker=broker)
 
 
-def planned(broker: SqliteBroker) -> Any:
+def planned(broker: EngineBroker) -> Any:
     return pipeline([stage("add", 1), stage("double"), stage("last")], broker=broker, on_error="skip")
 
 
-def with_a_group(broker: SqliteBroker) -> Any:
+def with_a_group(broker: EngineBroker) -> Any:
     members = group([stage("add", 1), stage("double"), stage("add", 3)], broker=broker)
     return pipeline([stage("add", 1), members, stage("last")], broker=broker)
 
 
+@pytest.mark.parametrize("program", ENGINES, indirect=True)
 @pytest.mark.parametrize(("make", "value"), [(short, "2"), (planned, "2"), (with_a_group, "[2, 2, 4]")])
-def test_a_crash_around_a_stages_end(program: Program, broker: SqliteBroker, make: Any, value: str) -> None:
+def test_a_crash_around_a_stages_end(program: Program, broker: EngineBroker, make: Any, value: str) -> None:
     """F108: workers die after an actor has returned and before its message is settled, and right after that: the next
     stage comes once, with the result. What opens and joins a group dies so, too."""
     program.write(PIPELINE)

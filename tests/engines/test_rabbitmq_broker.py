@@ -137,7 +137,7 @@ def test_counts_flush_and_join(broker: RabbitmqBroker) -> None:
     with pytest.raises(QueueJoinTimeout, match="1 ready, 1 delayed"):
         broker.join("default", timeout=150)
     broker.flush("default")
-    broker.join("default", min_successes=2, idle_time=1, timeout=5_000)
+    broker.join("default", min_successes=2, idle_time=1, timeout=30_000)
     add.send(3)
     broker.flush_all()
     assert broker.get_queue_message_counts(queue_name="default") == (0, 0, 0)

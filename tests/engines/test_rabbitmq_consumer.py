@@ -23,8 +23,11 @@ from greenroom.engines.rabbitmq.topology import Layout
 from greenroom.engines.rabbitmq.transport import RabbitmqTransport
 from greenroom.engines.rabbitmq.unacked import Unacked
 from greenroom.engines.rabbitmq.wire import HEADER, Meta
+from greenroom.engines.sqlite.store import SqliteStore
+from greenroom.engines.sqlite.transport import SqliteTransport
 from greenroom.errors import ConnectionFailed
 from greenroom.message import Message
+from greenroom.ports.store import Put, StoreFeatures
 from greenroom.ports.transport import Delivery, ErrorText, Exchange, Incident, Settlement
 from greenroom.testing.contract.kit import (
     DEADLINE_S,
@@ -138,7 +141,7 @@ def test_nothing_settles_by_an_old_tag(transport: RabbitmqTransport, verdict: Ve
 
 
 def test_a_lost_connection_says_so_once(transport: RabbitmqTransport) -> None:
-    """The first trip after a loss says that all that was claimed is lost; the next ones go on as if nothing had been."""
+    """The first trip after a loss says that all that was claimed is lost; the next ones go on as before."""
     consuming = consumer(transport)
     transport.push(envelopes(b"1", b"2", b"3"))
     claim(consuming, 2)
@@ -430,8 +433,6 @@ def _arguments(queue: str) -> dict[str, Any]:
 def test_what_belongs_to_a_store_is_refused(transport: RabbitmqTransport) -> None:
     """There is no store that is one with RabbitMQ: a settlement that asks for it is refused, with the reason, and the
     message can be settled otherwise."""
-    from greenroom.ports.store import Put
-
     transport.push(envelopes(b"1"))
     consuming = consumer(transport)
     delivery = claim_one(consuming)
@@ -519,7 +520,7 @@ def test_a_dead_letter_with_a_long_history_is_kept(transport: RabbitmqTransport)
 
 
 def test_quorum_queues_tell_how_often(make: Callable[..., RabbitmqTransport]) -> None:
-    """A quorum queue counts how often a message came back, so attempts are exact; that alone is no crash."""
+    """A quorum queue counts how often a message came back, and attempts follow it; that alone is no crash."""
     transport = make(layout=Layout(queue_type="quorum"))
     transport.push(envelopes(b"1"))
     for expected in range(1, 4):
@@ -573,6 +574,39 @@ def test_who_only_lost_its_connection_is_not_charged(transport: RabbitmqTranspor
     cut(living)
     delivery = claim_one(consumer(transport))
     assert (delivery.crashes, delivery.redelivered) == (0, True)
+
+
+def test_a_ledger_tells_other_hosts(
+    make: Callable[..., RabbitmqTransport], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a ledger a crash on one host is counted on another, which cannot see the boards there; and once only."""
+    transport = make(ledger=SqliteStore(SqliteTransport(tmp_path / "ledger.db")))
+    transport.push(envelopes(b"1"))
+    dying = consumer(transport)
+    board = dying.board(1)
+    board.cells[0] = claim_one(dying).mark
+    sibling = consumer(transport, "other")
+    dying.abandon()
+    sibling.extend()
+    consumer(transport, "other").extend()
+    monkeypatch.setenv("GREENROOM_RUN_FOLDER", str(tmp_path / "another host"))
+    heir = consumer(transport)
+    delivery = claim_one(heir)
+    assert delivery.crashes == 1
+    (incident,) = heir.history(delivery)
+    assert incident.error is not None
+    assert "another host" in incident.error.message
+    transport.ledger.close()
+
+
+def test_a_ledger_without_sets_is_refused(make: Callable[..., RabbitmqTransport]) -> None:
+    """A store that cannot keep a ledger is a mistake of the program's."""
+
+    class Plain:
+        features = StoreFeatures(sets=False)
+
+    with pytest.raises(ValueError, match="no sets"):
+        make(ledger=Plain()).consumer("x")
 
 
 def test_no_run_folder(

@@ -21,7 +21,6 @@ import greenroom
 from greenroom.brokers.redis import RedisBroker
 
 HERE = pathlib.Path(__file__).parent
-os.environ.setdefault("GREENROOM_RUN_FOLDER", str(HERE / "here"))
 broker = RedisBroker(url=os.environ["REDIS"], lease_ms=int(os.environ.get("LEASE_MS", 15_000)))
 greenroom.set_broker(broker)
 
@@ -44,7 +43,6 @@ WITHIN_S = 5.0
 @pytest.fixture
 def program(tmp_path: Path, redis_url: str, monkeypatch: pytest.MonkeyPatch) -> Program:
     monkeypatch.setenv("REDIS", redis_url)
-    monkeypatch.setenv("GREENROOM_RUN_FOLDER", str(tmp_path / "here"))
     return Program(tmp_path).write("", head=HEAD)
 
 
@@ -104,7 +102,7 @@ def test_f01_a_killed_worker(program: Program, broker: RedisBroker) -> None:
         finish(program, broker, running)
 
 
-def test_the_whole_program_is_killed(program: Program, broker: RedisBroker) -> None:
+def test_f02_the_whole_program_is_killed(program: Program, broker: RedisBroker) -> None:
     """F02: the parent is killed, and its workers die with it: a worker of another program of this host, which waits,
     has what they ran within about a second."""
     with program.start("worker", "app", "-p", "1", "-t", "1", log="one.txt") as one:

@@ -419,3 +419,19 @@ def test_threads_have_connections_of_their_own(redis_url: str, transport: RedisT
         thread.join()
     assert 1 <= len(transport.share.free._free) <= 4
     assert transport.counts([QUEUE])[QUEUE] == Counts(ready=80)
+
+
+def test_a_sender_that_is_interrupted(transport: RedisTransport, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C between a command and its answer: the next sender does not get that answer."""
+    transport.push(envelopes(b"1"))
+    read = Connection.read
+
+    def interrupted(_connection: Connection) -> None:
+        monkeypatch.setattr(Connection, "read", read)
+        raise KeyboardInterrupt
+
+    for count in (1, 2):
+        monkeypatch.setattr(Connection, "read", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            transport.push(envelopes(*(b"?" for _ in range(count))))
+        assert transport.share.call("ECHO", "mine") == b"mine"

@@ -1,13 +1,11 @@
-"""Programs and web servers that fork, requests that each send one message, and what must be in the file afterwards."""
+"""Programs and web servers that fork, requests that each send one message, and what must be there afterwards."""
 
 from __future__ import annotations
 
 import http.client
-import json
 import os
 import re
 import signal
-import sqlite3
 import subprocess
 import sys
 import threading
@@ -17,17 +15,19 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from greenroom import Message
 from tests.runtime.cli_kit import PATIENCE_S, environment, wait_until
+from tests.runtime.engine_kit import check_storage, messages_in, open_broker
 
 #: How every program of these tests begins: a broker, and an actor that is sent a number.
 HEAD = """
 import asyncio, os, sys, threading
 from pathlib import Path
 import greenroom
-from greenroom.brokers.sqlite import SqliteBroker
+from greenroom.brokers import from_url
 
 HERE = Path(__file__).parent
-broker = SqliteBroker(HERE / "queue.db")
+broker = from_url(URL)
 greenroom.set_broker(broker)
 
 @greenroom.actor
@@ -41,6 +41,10 @@ async def asend(number):
     await note.asend(number, os.getpid())
 
 def is_open():
+    if URL.startswith("redis"):
+        return any(connection.is_open for connection in broker.transport.share.free._free)
+    if URL.startswith("amqp"):
+        return broker.transport.publisher._link.is_open
     if not (HERE / "queue.db-wal").exists():
         return False
     wal = os.stat(HERE / "queue.db-wal")
@@ -124,16 +128,21 @@ async def application(scope, receive, send_event):
 """
 
 
-def write_program(folder: Path, *parts: str) -> Path:
-    """Writes ``app.py`` into a folder."""
+def write_program(folder: Path, *parts: str, url: str = "") -> Path:
+    """Writes ``app.py`` into a folder. ``url``: of its broker; a queue file in the folder if it is empty."""
     program = folder / "app.py"
-    program.write_text("".join((HEAD, *parts)))
+    program.write_text("".join((f"URL = {url or file_in(folder)!r}", HEAD, *parts)))
     return program
 
 
-def run_program(folder: Path, *parts: str, arguments: Iterable[str] = ()) -> str:
+def file_in(folder: Path) -> str:
+    """The URL of the queue file in a folder."""
+    return f"sqlite:///{folder / 'queue.db'}"
+
+
+def run_program(folder: Path, *parts: str, arguments: Iterable[str] = (), url: str = "") -> str:
     """Writes a program and runs it."""
-    return run(write_program(folder, *parts), *arguments)
+    return run(write_program(folder, *parts, url=url), *arguments)
 
 
 def run(program: Path, *arguments: str) -> str:
@@ -153,14 +162,15 @@ def run(program: Path, *arguments: str) -> str:
     return done.stdout
 
 
-def stored(folder: Path) -> Counter[int]:
-    """How often each number lies in the queue file. The file must be whole, and nobody may have it open."""
-    with closing(sqlite3.connect(folder / "queue.db")) as connection:
-        assert connection.execute("pragma integrity_check").fetchall() == [("ok",)]
-        rows = connection.execute("select id, cast(body as text) from message").fetchall()
-    messages = [json.loads(body) for _id, body in rows]
-    assert len({message["message_id"] for message in messages}) == len({id for id, _body in rows}) == len(messages)
-    return Counter(message["args"][0] for message in messages)
+def stored(folder: Path, url: str = "") -> Counter[int]:
+    """How often each number lies in the queue file, or at the ``url``. A file must be whole, and nobody may have it
+    open."""
+    with closing(open_broker(url or file_in(folder))) as broker:
+        check_storage(broker)
+        rows = messages_in(broker)
+    messages = [Message.decode(row.body) for row in rows]
+    assert len({message.message_id for message in messages}) == len({row.id for row in rows}) == len(messages)
+    return Counter(message.args[0] for message in messages)
 
 
 def once(numbers: Iterable[int]) -> Counter[int]:

@@ -19,10 +19,10 @@ REQUESTS = range(500)
 
 
 @pytest.mark.parametrize("worker", ["sync", "gthread", "uvicorn"])
-def test_f111_preloading_after_the_broker_was_used(tmp_path: Path, worker: str) -> None:
+def test_f111_preloading_after_the_broker_was_used(tmp_path: Path, url: str, worker: str) -> None:
     """The application sends while it is loaded, then gunicorn forks four workers: each request of 500 stores one
     message, none is lost and none is doubled, with every kind of worker."""
-    write_program(tmp_path, USE, ASGI if worker == "uvicorn" else WSGI)
+    write_program(tmp_path, USE, ASGI if worker == "uvicorn" else WSGI, url=url)
     kind = {"sync": ["sync"], "gthread": ["gthread", "--threads", "4"], "uvicorn": ["uvicorn_worker.UvicornWorker"]}
     if worker == "uvicorn":
         pytest.importorskip("uvicorn_worker", reason="it is not installed: pip install uvicorn uvicorn-worker")
@@ -33,7 +33,7 @@ def test_f111_preloading_after_the_broker_was_used(tmp_path: Path, worker: str) 
     assert answers.errors == {}
     assert len(workers) == 4
     assert set(answers.pids.values()) <= workers
-    assert stored(tmp_path) == once({*REQUESTS, *BEFORE})
+    assert stored(tmp_path, url) == once({*REQUESTS, *BEFORE})
 
 
 def test_without_preloading(tmp_path: Path) -> None:

@@ -30,18 +30,18 @@ enqueue(20_000, 1)
 """
 
 
-def test_f110_many_children_send_while_the_parent_does(tmp_path: Path) -> None:
+def test_f110_many_children_send_while_the_parent_does(tmp_path: Path, url: str) -> None:
     """Fifty children send a hundred messages each while two threads of the parent send: all are stored once, and the
     parent goes on after its children have ended."""
-    run_program(tmp_path, FORK, USE, CROWD)
+    run_program(tmp_path, FORK, USE, CROWD, url=url)
     expected = {-1, -2, *range(5_000), *range(10_000, 10_050), *range(11_000, 11_050), 20_000}
-    assert stored(tmp_path) == once(expected)
+    assert stored(tmp_path, url) == once(expected)
 
 
-def test_sending_starts_no_thread(tmp_path: Path) -> None:
+def test_sending_starts_no_thread(tmp_path: Path, url: str) -> None:
     """Neither importing a program nor sending out of it starts a thread: there is nothing that a fork could lose."""
-    run_program(tmp_path, "send(1)\nassert threading.active_count() == 1\n")
-    assert stored(tmp_path) == once({1})
+    run_program(tmp_path, "send(1)\nassert threading.active_count() == 1\n", url=url)
+    assert stored(tmp_path, url) == once({1})
 
 
 IN_A_TRANSACTION = """
@@ -121,10 +121,10 @@ asyncio.run(main())
 """
 
 
-def test_coroutines_are_sending_at_the_fork(tmp_path: Path) -> None:
+def test_f110_coroutines_are_sending_at_the_fork(tmp_path: Path, url: str) -> None:
     """What is in flight at a fork is sent by the parent alone; its children send out of loops of their own."""
-    run_program(tmp_path, FORK, IN_FLIGHT)
-    assert stored(tmp_path) == once({*range(300), *range(1_000, 1_005), *range(2_000, 2_005), 3_000})
+    run_program(tmp_path, FORK, IN_FLIGHT, url=url)
+    assert stored(tmp_path, url) == once({*range(300), *range(1_000, 1_005), *range(2_000, 2_005), 3_000})
 
 
 GENERATIONS = """
@@ -144,10 +144,10 @@ send(4)
 """
 
 
-def test_a_grandchild_sends(tmp_path: Path) -> None:
+def test_f110_a_grandchild_sends(tmp_path: Path, url: str) -> None:
     """It works in every generation."""
-    run_program(tmp_path, FORK, GENERATIONS)
-    assert stored(tmp_path) == once(range(5))
+    run_program(tmp_path, FORK, GENERATIONS, url=url)
+    assert stored(tmp_path, url) == once(range(5))
 
 
 EXITS = """
@@ -170,6 +170,36 @@ def test_f57_children_that_end_as_programs_do(tmp_path: Path) -> None:
     """A child's interpreter cleans up at its end: the parent's connection and its write-ahead log survive that."""
     run_program(tmp_path, FORK, EXITS)
     assert stored(tmp_path) == once({1, 2, 3, 4})
+
+
+def test_f110_the_first_send_imports_nothing(tmp_path: Path, redis_url: str) -> None:
+    """A fork in the middle of an import, on another thread, leaves the child with half a module. So a thread that
+    connects imports nothing."""
+    known = "known = set(sys.modules)\nsend(1)\nassert set(sys.modules) == known, set(sys.modules) - known\n"
+    run_program(tmp_path, known, url=redis_url)
+
+
+EXITS_BESIDE_A_SERVER = """
+send(1)
+mine = broker.transport.share.call("CLIENT", "ID")
+for how in ("unused", "used"):
+    for fork in (os.fork, fork_from_c):
+        pid = fork()
+        if pid == 0:
+            if how == "used":
+                assert broker.transport.share.call("CLIENT", "ID") != mine
+                send(2)
+            sys.exit(0)  # with all that an interpreter does at its end
+        wait(pid)
+        assert broker.transport.share.call("CLIENT", "ID") == mine, "the parent's connection was closed"
+"""
+
+
+def test_f110_children_leave_the_parents_connection_open(tmp_path: Path, redis_url: str) -> None:
+    """A child says nothing on the connection that it has inherited, and does not close it at its end: the parent goes
+    on with it. Also a child that Python was told nothing of."""
+    run_program(tmp_path, FORK, EXITS_BESIDE_A_SERVER, url=redis_url)
+    assert stored(tmp_path, redis_url) == {1: 1, 2: 2}
 
 
 PROCESSES = """
@@ -198,8 +228,8 @@ if __name__ == "__main__":
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
-def test_f113_multiprocessing(tmp_path: Path, method: str) -> None:
+def test_f113_multiprocessing(tmp_path: Path, url: str, method: str) -> None:
     """Processes of ``multiprocessing`` and of ``concurrent.futures`` send, however they are started."""
-    run_program(tmp_path, PROCESSES, arguments=(method,))
+    run_program(tmp_path, PROCESSES, arguments=(method,), url=url)
     starts = (*range(0, 300, 100), 1_000, *range(2_000, 2_600, 100))
-    assert stored(tmp_path) == once({-1, -2, *(start + n for start in starts for n in range(20))})
+    assert stored(tmp_path, url) == once({-1, -2, *(start + n for start in starts for n in range(20))})

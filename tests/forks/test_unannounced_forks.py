@@ -157,7 +157,7 @@ for how in ("sends", "ends"):
                     assert "py-call-uwsgi-fork-hooks" in str(e)
                 else:
                     os._exit(1)
-            other = SqliteBroker(HERE / "other.db")  # SQLite as such is usable
+            other = from_url(f"sqlite:///{HERE}/other.db")  # SQLite as such is usable
             other.declare_queue("default")
             other.enqueue(note.message(3, 0))
         sys.exit(0)
@@ -194,7 +194,7 @@ def test_messages_that_were_made_before(tmp_path: Path) -> None:
 
 
 THREADS = """
-second = SqliteBroker(HERE / "queue.db")  # the same file, by another connection
+second = from_url(URL)  # the same file, by another connection
 second.declare_queue("default")
 second.enqueue(note.message(0, 0))
 pid = fork_from_c()

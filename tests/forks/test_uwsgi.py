@@ -23,6 +23,10 @@ BEFORE = {-1, -2}
 REQUESTS = range(500)
 
 
+#: What is tried on a server, too.
+WITH_AND_WITHOUT_THREADS = (["--master"], ["--master", "--enable-threads"])
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -42,11 +46,25 @@ REQUESTS = range(500)
 def test_f112_the_broker_was_used_before_the_fork(tmp_path: Path, options: list[str]) -> None:
     """The application is loaded once, sends meanwhile, and uWSGI forks four workers: each request of 500 stores one
     message, none is lost and none is doubled, with and without threads, with and without Python's hooks."""
-    write_program(tmp_path, USE, WSGI)
-    with serve(tmp_path, *COMMAND, *options, listens=LISTENS) as server:
+    check_that_all_is_stored(tmp_path, "", options)
+
+
+@pytest.mark.parametrize("options", WITH_AND_WITHOUT_THREADS, ids=" ".join)
+@pytest.mark.parametrize("engine", ["redis", "rabbitmq"])
+def test_f112_a_broker_on_a_server_was_used_before_the_fork(
+    tmp_path: Path, request: pytest.FixtureRequest, engine: str, options: list[str]
+) -> None:
+    """The same with a broker on a server: no connection is used by two processes."""
+    check_that_all_is_stored(tmp_path, request.getfixturevalue(f"{engine}_url"), options)
+
+
+def check_that_all_is_stored(folder: Path, url: str, options: list[str]) -> None:
+    """Runs the server, and asks it."""
+    write_program(folder, USE, WSGI, url=url)
+    with serve(folder, *COMMAND, *options, listens=LISTENS) as server:
         answers = server.ask(REQUESTS)
         server.stop()
     assert answers.errors == {}, server.text
     assert len(set(answers.pids.values())) > 1
-    assert stored(tmp_path) == once({*REQUESTS, *BEFORE})
+    assert stored(folder, url) == once({*REQUESTS, *BEFORE})
     assert "Traceback" not in server.text

@@ -122,14 +122,14 @@ class Fleet:
 
     def write(self, *, wire: bool = False, actors: str = ACTORS) -> Fleet:
         """Writes the program: ``theirs.py`` and ``ours.py``."""
-        theirs = HEAD.format(
-            library="dramatiq", url=self.url, timeout=HEARTBEAT_TIMEOUT_MS, options="maintenance_chance=1_000_000"
-        )
-        options = 'wire="dramatiq"' if wire else ""
-        ours = HEAD.format(library="greenroom", url=self.url, timeout=HEARTBEAT_TIMEOUT_MS, options=options)
-        (self.folder / "theirs.py").write_text(theirs + actors)
-        (self.folder / "ours.py").write_text(ours + actors)
+        (self.folder / "theirs.py").write_text(self.head("dramatiq", wire=False) + actors)
+        (self.folder / "ours.py").write_text(self.head("greenroom", wire=wire) + actors)
         return self
+
+    def head(self, library: str, *, wire: bool) -> str:
+        """How the program of a library begins."""
+        options = "maintenance_chance=1_000_000" if library == "dramatiq" else 'wire="dramatiq"' if wire else ""
+        return HEAD.format(library=library, url=self.url, timeout=HEARTBEAT_TIMEOUT_MS, options=options)
 
     def start(self, module: str, *, threads: int = 4) -> Process:
         """Starts a worker with one process: of ``theirs`` or of ``ours``."""

@@ -7,21 +7,29 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from subprocess import PIPE
 
-from greenroom.rate_limits import ConcurrentRateLimiter
-from greenroom.rate_limits.backends import SqliteBackend
+import pytest
+
+from greenroom.clock import SYSTEM_CLOCK
+from greenroom.rate_limits import ConcurrentRateLimiter, RateLimiterBackend
+from greenroom.rate_limits.backends import RedisBackend
+from tests.rate_limits.kit import make_backend
 from tests.runtime.cli_kit import PATIENCE_S, environment, wait_until
+from tests.runtime.engine_kit import ENGINES, url_of
+
+Start = Callable[..., subprocess.Popen[bytes]]
 
 #: Enters ``count`` times and writes down when it came in and went out.
 PRESSES = """
 import os, sys, time
 from greenroom.rate_limits import ConcurrentRateLimiter
-from greenroom.rate_limits.backends import SqliteBackend
 
-limiter = ConcurrentRateLimiter(SqliteBackend(sys.argv[1]), "key", limit=2)
+limiter = ConcurrentRateLimiter(BACKEND, "key", limit=2)
 entered = 0
-while entered < int(sys.argv[2]):
+while entered < int(sys.argv[1]):
     with limiter.acquire(raise_on_failure=False) as granted:
         if granted:
             entered += 1
@@ -33,9 +41,8 @@ while entered < int(sys.argv[2]):
 HOLDS = """
 import os, sys, threading
 from greenroom.rate_limits import ConcurrentRateLimiter
-from greenroom.rate_limits.backends import SqliteBackend
 
-with ConcurrentRateLimiter(SqliteBackend(sys.argv[1]), "key", limit=2, ttl=int(sys.argv[2])).acquire():
+with ConcurrentRateLimiter(BACKEND, "key", limit=2, ttl=int(sys.argv[1])).acquire():
     os.write(1, b"in\\n")
     threading.Event().wait()
 """
@@ -44,9 +51,8 @@ with ConcurrentRateLimiter(SqliteBackend(sys.argv[1]), "key", limit=2, ttl=int(s
 ASKS = """
 import os, sys, time
 from greenroom.rate_limits import WindowRateLimiter
-from greenroom.rate_limits.backends import SqliteBackend
 
-limiter = WindowRateLimiter(SqliteBackend(sys.argv[1]), "key", limit=20, window=1)
+limiter = WindowRateLimiter(BACKEND, "key", limit=20, window=1)
 until = time.monotonic() + 1.5
 while (asked := time.monotonic()) < until:
     with limiter.acquire(raise_on_failure=False) as granted:
@@ -55,10 +61,27 @@ while (asked := time.monotonic()) < until:
 """
 
 
-def start(program: str, *args: object) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        [sys.executable, "-c", program, *map(str, args)], stdout=subprocess.PIPE, env=environment({})
-    )
+@pytest.fixture(params=ENGINES)
+def backend(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[RateLimiterBackend]:
+    url = url_of(request.param, tmp_path, request)
+    backend = make_backend(request.param, tmp_path, SYSTEM_CLOCK, url)
+    yield backend
+    backend.close()
+
+
+@pytest.fixture
+def start(request: pytest.FixtureRequest, backend: RateLimiterBackend, tmp_path: Path) -> Start:
+    """Starts a program on the same backend."""
+    line = f"SqliteBackend({str(tmp_path / 'limits.db')!r})"
+    if isinstance(backend, RedisBackend):
+        line = f"RedisBackend(url={request.getfixturevalue('redis_url')!r}, namespace={tmp_path.name!r})"
+    head = f"from greenroom.rate_limits.backends import {line.partition('(')[0]}\n"
+
+    def start(program: str, *args: object) -> subprocess.Popen[bytes]:
+        code = head + program.replace("BACKEND", line)
+        return subprocess.Popen([sys.executable, "-c", code, *map(str, args)], stdout=PIPE, env=environment({}))
+
+    return start
 
 
 def output(process: subprocess.Popen[bytes]) -> list[bytes]:
@@ -67,9 +90,9 @@ def output(process: subprocess.Popen[bytes]) -> list[bytes]:
     return out.splitlines()
 
 
-def test_processes_never_pass_the_limit(tmp_path: Path) -> None:
+def test_processes_never_pass_the_limit(start: Start) -> None:
     """Three processes press on one key: at no time are more than two of them inside."""
-    processes = [start(PRESSES, tmp_path / "limits.db", 60) for _ in range(3)]
+    processes = [start(PRESSES, 60) for _ in range(3)]
     stays = [tuple(map(float, line.split())) for process in processes for line in output(process)]
     assert len(stays) == 180
     changes = sorted([(came, 1) for came, _ in stays] + [(went, -1) for _, went in stays])
@@ -79,21 +102,20 @@ def test_processes_never_pass_the_limit(tmp_path: Path) -> None:
         assert inside <= 2
 
 
-def test_processes_share_a_window(tmp_path: Path) -> None:
+def test_processes_share_a_window(start: Start) -> None:
     """Whatever stretch of a second one looks at: all processes together were granted no more than the limit in it."""
-    processes = [start(ASKS, tmp_path / "limits.db") for _ in range(3)]
+    processes = [start(ASKS) for _ in range(3)]
     grants = [tuple(map(float, line.split())) for process in processes for line in output(process)]
     assert len(grants) >= 20
     for begin, _ in grants:  # the engine counts in whole milliseconds
         assert sum(begin <= asked and answered < begin + 0.998 for asked, answered in grants) <= 20
 
 
-def test_f109_a_killed_holder_frees_its_slot(tmp_path: Path) -> None:
+def test_f109_a_killed_holder_frees_its_slot(backend: RateLimiterBackend, start: Start) -> None:
     """kill -9 of a holder: its slot is free within its TTL, and the other holder's is not touched."""
-    path, ttl_ms = tmp_path / "limits.db", 1500
-    backend = SqliteBackend(path)
+    ttl_ms = 1500
     limiter = ConcurrentRateLimiter(backend, "key", limit=2, ttl=ttl_ms)
-    with start(HOLDS, path, ttl_ms) as victim, limiter.acquire():
+    with start(HOLDS, ttl_ms) as victim, limiter.acquire():
         assert victim.stdout is not None
         assert victim.stdout.readline() == b"in\n"
         killed_s = time.monotonic()
@@ -107,4 +129,3 @@ def test_f109_a_killed_holder_frees_its_slot(tmp_path: Path) -> None:
 
         wait_until(is_free, "the dead holder's slot is free")
         assert time.monotonic() - killed_s < ttl_ms / 1000 + 1
-    backend.close()

@@ -5,19 +5,20 @@ from __future__ import annotations
 import os
 import re
 import signal
-import sqlite3
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import greenroom
 from greenroom import Message
-from greenroom.brokers.sqlite import SqliteBroker
+from greenroom.brokers import from_url
+from greenroom.ports.admin import Peeked
 
 #: Seconds after which a wait has failed. Generous: only broken code waits so long.
 PATIENCE_S = 30.0
@@ -41,6 +42,9 @@ def wait_for(name):
     while not (HERE / f"mark-{name}").exists():
         threading.Event().wait(0.005)
 """
+
+#: How the head makes its broker.
+IN_A_FILE = 'SqliteBroker(HERE / "queue.db")'
 
 
 def wait_until(
@@ -103,43 +107,51 @@ class Running:
 
 @dataclass
 class Program:
-    """A folder with ``app.py``, a queue file and the marks that its actors leave."""
+    """A folder with ``app.py`` and the marks that its actors leave. ``url``: where its messages are, if they are not in
+    a file there."""
 
     folder: Path
+    url: str = ""
 
     def write(self, source: str, name: str = "app.py", head: str = HEAD) -> Program:
         """Writes a module of the program."""
-        (self.folder / name).write_text(head + source)
+        text = head + source
+        if self.url:
+            text = text.replace(IN_A_FILE, f"greenroom.brokers.from_url({self.url!r})")
+        (self.folder / name).write_text(text)
         return self
 
+    def broker(self) -> Any:
+        """A broker on the program's messages, to be closed."""
+        broker = from_url(self.url or f"sqlite:///{self.folder / 'queue.db'}")
+        broker.declare_queue("default")
+        return closing(broker)
+
     def send(self, actor: str, *args: object, queue: str = "default") -> None:
-        """Sends a message to the program's queue file."""
-        broker = SqliteBroker(self.folder / "queue.db")
-        broker.declare_queue(queue)
-        broker.enqueue(Message(queue, actor, args, {}, {}))
-        broker.close()
+        """Sends a message to the program."""
+        with self.broker() as broker:
+            broker.declare_queue(queue)
+            broker.enqueue(Message(queue, actor, args, {}, {}))
 
     def ready(self, queue: str) -> int:
         """How many messages of a queue wait."""
-        broker = SqliteBroker(self.folder / "queue.db")
-        try:
-            return broker.transport.counts([queue])[queue].ready
-        finally:
-            broker.close()
+        with self.broker() as broker:
+            count: int = broker.transport.counts([queue])[queue].ready
+            return count
 
     def crashes(self) -> list[int]:
-        """How many crashes each message is charged with, in the order of arrival."""
-        return self._column("crashes")
+        """How many crashes each message is charged with: those that are claimed, then those that wait."""
+        return [message.crashes for message in self.waiting()]
 
     def claims(self) -> list[int]:
-        """How often each message was claimed, in the order of arrival."""
-        return self._column("attempt")
+        """How often each message was claimed: those that are claimed, then those that wait."""
+        return [message.attempt for message in self.waiting()]
 
-    def _column(self, name: str) -> list[int]:
-        with sqlite3.connect(self.folder / "queue.db") as connection:
-            found = [value for (value,) in connection.execute(f"select {name} from message order by seq")]
-        connection.close()
-        return found
+    def waiting(self) -> list[Peeked]:
+        """The messages that are not done: those that are claimed, then those that wait."""
+        with self.broker() as broker:
+            transport = broker.transport
+            return [message for queue in transport.counts() for message in transport.peek(queue, limit=1000)]
 
     def let_go(self, name: str) -> None:
         """Ends an actor's ``wait_for(name)``."""

@@ -17,7 +17,9 @@ import pytest
 
 from greenroom.clock import SYSTEM_CLOCK
 from greenroom.runtime.signals import StopSignals
+from scripts.servers import Redis
 from tests.runtime.cli_kit import Program, is_running, wait_until
+from tests.runtime.engine_kit import ENGINES, url_of
 
 ACTORS = """
 @greenroom.actor(max_retries=0)
@@ -63,15 +65,18 @@ def leave_orphans(number):
 """
 METHODS = ("fork", "spawn", "forkserver")
 #: How often a signal comes at a random moment.
-ROUNDS = 9
+ROUNDS = {"sqlite": 9, "redis": 3}
 #: How much later than promised something may be on a busy machine.
 SLACK_S = 3.0
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 
 
 @pytest.fixture
-def program(tmp_path: Path) -> Program:
-    return Program(tmp_path).write(ACTORS)
+def program(tmp_path: Path, request: pytest.FixtureRequest) -> Program:
+    return Program(tmp_path, url_of(getattr(request, "param", "sqlite"), tmp_path, request)).write(ACTORS)
+
+
+on_each_engine = pytest.mark.parametrize("program", ENGINES, indirect=True)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT])
@@ -138,6 +143,7 @@ def check_that_nobody_is_charged(program: Program, *names: str) -> None:
         running.stop()
 
 
+@on_each_engine
 def test_f05_tasks_that_outlast_the_grace(program: Program) -> None:
     """After ``--worker-shutdown-timeout`` the children go, task or no task, also one that holds the interpreter's lock.
     The exit code is 0, for that is how a stop goes; the messages are kept, and charged with nothing."""
@@ -157,7 +163,8 @@ def test_f05_tasks_that_outlast_the_grace(program: Program) -> None:
 
 
 @linux_only
-def test_f05_a_signal_at_any_moment(program: Program) -> None:
+@pytest.mark.parametrize(("program", "rounds"), ROUNDS.items(), indirect=["program"])
+def test_f05_a_signal_at_any_moment(program: Program, rounds: int) -> None:
     """F05: from the import of the modules on, a signal ends all in time, with 0, a second one with 1, whether it comes
     alone or to the whole group. Nothing is lost, nothing is charged, no process is left."""
     random_ = random.Random(5)
@@ -165,7 +172,7 @@ def test_f05_a_signal_at_any_moment(program: Program) -> None:
     program.write(app.replace("@greenroom.actor", "mark('importing')\n\n@greenroom.actor", 1), head="")
     for number in range(200):
         program.send("nap", number)
-    for turn in range(ROUNDS):
+    for turn in range(rounds):
         (program.folder / "mark-importing").unlink(missing_ok=True)
         number = random_.choice([signal.SIGTERM, signal.SIGINT, signal.SIGQUIT])
         send, twice = random_.choice([os.kill, os.killpg]), random_.random() < 0.3
@@ -185,17 +192,8 @@ def test_f05_a_signal_at_any_moment(program: Program) -> None:
             assert running.workers() == []
             assert "Traceback" not in running.text
     done = {number for file in program.folder.glob("starts-*") for number in file.read_text().split()}
-    left = program.ready("default") + len(claimed(program))
-    assert len(done) + left >= 200
+    assert len(done) + len(program.waiting()) >= 200
     assert set(program.crashes()) <= {0}
-
-
-def claimed(program: Program) -> list[int]:
-    """The messages that dead workers held and nobody has given back yet."""
-    with sqlite3.connect(program.folder / "queue.db") as connection:
-        found = [seq for (seq,) in connection.execute("select seq from message where state = 4")]
-    connection.close()
-    return found
 
 
 def test_f05_a_stop_while_the_broker_is_away(program: Program) -> None:
@@ -211,6 +209,19 @@ def test_f05_a_stop_while_the_broker_is_away(program: Program) -> None:
             assert time.monotonic() - asked_s < 1 + 2 + SLACK_S
         finally:
             other.close()
+
+
+@pytest.mark.parametrize("trouble", ["pause", "kill"])
+def test_f05_a_stop_while_the_server_is_away(tmp_path: Path, redis_server: Redis, trouble: str) -> None:
+    """F05: the same where a server stands still, or is gone."""
+    program = Program(tmp_path, redis_server.url).write(ACTORS)
+    with program.start("worker", "app", "-p", "2", "--worker-shutdown-timeout", "1000") as running:
+        running.wait_until_ready()
+        getattr(redis_server, trouble)()
+        running.process.terminate()
+        asked_s = time.monotonic()
+        assert running.wait() == 0
+        assert time.monotonic() - asked_s < 1 + 2 + SLACK_S
 
 
 @linux_only

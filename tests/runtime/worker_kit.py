@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import pytest
 import redis
 
 from greenroom import Actor, Middleware, Worker, actor
@@ -27,6 +28,8 @@ from greenroom.ports.transport import Exchange, Settlement
 from tests.runtime.cli_kit import wait_until
 
 ENGINES = ("memory", "sqlite")
+#: With those that need a server.
+ALL_ENGINES = (*ENGINES, "redis")
 #: Milliseconds between two looks of a worker at a clock that does not tell when it was moved.
 LOOK_MS = 10
 
@@ -80,6 +83,14 @@ def make_broker(
             MemoryTransport(clock=clock) if engine == "memory" else SqliteTransport(folder / "q.db", clock=clock)
         )
     return EngineTestBroker(transport, middleware, clock=clock, **kw)
+
+
+def make_broker_of(
+    request: pytest.FixtureRequest, engine: str, folder: Path, *args: Any, **kw: Any
+) -> EngineTestBroker:
+    """As ``make_broker``, on any of ``ALL_ENGINES``."""
+    url = request.getfixturevalue("redis_url") if engine == "redis" else None
+    return make_broker(engine, folder, *args, url=url, **kw)
 
 
 @contextmanager

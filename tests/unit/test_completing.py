@@ -31,7 +31,7 @@ class Elsewhere:
 
     def make(self, group: str, callbacks: int = 1, parent: tuple[str, str] | None = None) -> None:
         then = tuple(pack(Envelope("default", f"{group}-{n}", b"{}")) for n in range(callbacks))
-        self.store.apply(list(making_set(self.broker, group, 1, then, TTL_MS, parent)))
+        self.store.apply(list(making_set(self.broker, group, ["1"], TTL_MS, then, parent)))
 
     def end(self, group: str) -> None:
         """Its one member has failed."""

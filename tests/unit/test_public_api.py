@@ -30,7 +30,7 @@ PUBLIC = frozenset(
 PRIVATE = frozenset(
     """
     __main__ backoff board brokers.engine brokers.replay cli clock context core dashboard engines failpoints forksafe
-    names ports runtime seams settings testing
+    host names ports runtime seams settings testing
     """.split()
 )
 

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import suppress
 from functools import cached_property
 from typing import Any
 
 from ..broker import Broker, Consumer
 from ..context import interruptible
-from ..core.options import check_priority, delay_to_ms
-from ..errors import BrokerError, MessageTooLarge, QueueJoinTimeout
-from ..message import Message
+from ..core.options import OWN_MESSAGE_OPTIONS, check_priority, delay_to_ms
+from ..errors import BrokerError, DecodeError, MessageTooLarge, QueueJoinTimeout
+from ..message import Message, decode_message
 from ..names import check_queue_name, new_storage_id, q_name
 from ..ports.admin import DeadLetter
-from ..ports.store import StoreOp
+from ..ports.store import MAX_OPS, StoreOp
 from ..ports.transport import Envelope
 from .consumer import EngineConsumer
 from .pusher import Pusher
@@ -126,13 +127,15 @@ class EngineBroker(Broker):
         options = message.options
         actor = self.actors.get(message.actor_name)
         priority = actor.priority if actor is not None else 0
-        hooks = self.hooks.envelope_writes
-        writes = self._writes(message, hooks) if hooks else ()
+        writes = self._writes(message) if self.hooks.envelope_writes else ()
         if not options:
             return Envelope(queue, new_storage_id(), body, priority, None, writes)
-        self.check_message_options(message)
-        priority = options.get("priority", priority)
-        return Envelope(queue, new_storage_id(), body, check_priority(priority), self._due_ms(message), writes)
+        if not OWN_MESSAGE_OPTIONS.issuperset(options):
+            self.check_message_options(message)
+        if "priority" in options:
+            priority = check_priority(options["priority"])
+        due_ms = self._due_ms(message) if "eta" in options else None
+        return Envelope(queue, new_storage_id(), body, priority, due_ms, writes)
 
     def follow_up(self, message: Message[Any], *, delay: Any = None) -> Envelope:
         """The envelope of a message that is to be pushed in one step with a settlement, or when a group completes. The
@@ -144,11 +147,11 @@ class EngineBroker(Broker):
         (message,), _ = self._prepared([message], delay)
         return self.envelope(message)
 
-    def _writes(self, message: Message[Any], hooks: Iterable[Callable[..., Sequence[StoreOp]]]) -> tuple[StoreOp, ...]:
+    def _writes(self, message: Message[Any]) -> tuple[StoreOp, ...]:
         """What middleware wants the broker's own store to do in one step with sending a message."""
         if self.store is None:
             return ()
-        return tuple(op for hook in hooks for op in hook(self, message))
+        return tuple([op for hook in self.hooks.envelope_writes for op in hook(self, message)])
 
     def _due_ms(self, message: Message[Any]) -> int | None:
         eta = message.options.get("eta")
@@ -176,11 +179,38 @@ class EngineBroker(Broker):
 
     def flush(self, queue_name: str) -> None:
         """Deletes the ready and the delayed messages of a queue, not the dead ones."""
-        self.transport.purge(queue_name)
+        self.purge(queue_name)
 
     def flush_all(self) -> None:
         for queue_name in self.get_declared_queues():
             self.flush(queue_name)
+
+    def purge(self, queue_name: str, *, dead: bool = False) -> int:
+        """Deletes the ready and the delayed messages of a queue, or else the dead ones. Whoever asks for the result of
+        one that had not run is told that nothing is known of it.
+
+        Returns:
+          How many messages were deleted.
+        """
+        keepers = [] if dead or self.store is None else [m for m in self.middleware if hasattr(m, "forget_results")]
+        if keepers:
+            for messages in self._waiting(queue_name):
+                for m in keepers:
+                    m.forget_results(self, messages)
+        deleted: int = self.transport.purge(queue_name, dead=dead)
+        return deleted
+
+    def _waiting(self, queue_name: str) -> Iterator[list[Message[Any]]]:
+        """The ready and the delayed messages of a queue that can be read, in pages."""
+        for state in ("ready", "delayed"):
+            place = None
+            while page := self.transport.peek(queue_name, state=state, limit=MAX_OPS, after=place):
+                place = page[-1].place
+                messages = []
+                for seen in page:
+                    with suppress(DecodeError):
+                        messages.append(decode_message(seen.body))
+                yield messages
 
     # --- looking and acting
 
@@ -246,7 +276,8 @@ class EngineBroker(Broker):
         """
         now_ms = self.clock.now_ms()
         letters = self.transport.dead_letters(ids)
-        moved: int = self.transport.move({letter.id: envelope_of(letter, self.actors, now_ms) for letter in letters})
+        envelopes = {letter.id: envelope_of(letter, self.actors, now_ms, self._writes) for letter in letters}
+        moved: int = self.transport.move(envelopes)
         return moved
 
     # --- waiting

@@ -158,6 +158,18 @@ class RabbitmqBroker(EngineBroker):
             urls.append(urlunsplit(parts._replace(query=urlencode(rest))))
         return cls(url=urls, **kwargs)
 
+    @property
+    def composition_store(self) -> Any:
+        """What keeps groups and long pipelines: the store under ``GroupCallbacks`` or ``Results``. None with
+        ``wire="dramatiq"``: Dramatiq could not read it."""
+        return super().composition_store if self.wire is None else None
+
+    @property
+    def _why_no_store(self) -> str:
+        if self.wire is None:
+            return super()._why_no_store
+        return 'with wire="dramatiq" RabbitmqBroker has none, because Dramatiq could not read it'
+
     # --- queues and messages
 
     def declare_queue(self, queue_name: str, *, ensure: bool = False) -> None:

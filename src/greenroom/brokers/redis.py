@@ -42,6 +42,7 @@ _PARAMETERS: dict[str, Callable[[str], Any]] = {
     "dead_letter_ttl_ms": float,
     "dead_letter_limit": int,
     "wait_replicas": int,
+    "allow_eviction": parse_bool,
     "lease_ms": int,
     "max_crashes": int,
     "strict_options": parse_bool,
@@ -72,6 +73,8 @@ class RedisBroker(DramatiqCalls, EngineBroker):
       dead_letter_limit: How many dead letters are kept, the newest of all queues together; None for no limit.
       wait_replicas: How many replicas must have a message before ``send`` returns; 0 by default.
       wait_timeout_ms: How long to wait for them; 1 000 by default.
+      allow_eviction: If True, workers start on a server that deletes any keys, messages among them, when its memory is
+        full (``maxmemory-policy allkeys-...``), with a warning; else they refuse.
       lease_ms: How long the messages of a host that was lost stay with it; 15 000 by default. Processes that die on a
         host that lives are noticed within about a second.
       wire: "dramatiq" to write only what Dramatiq can read, while both run on one server.
@@ -97,6 +100,7 @@ class RedisBroker(DramatiqCalls, EngineBroker):
         dead_letter_limit: int | None = None,
         wait_replicas: int = 0,
         wait_timeout_ms: int = 1_000,
+        allow_eviction: bool = False,
         lease_ms: int = LEASE_MS,
         wire: Literal["dramatiq"] | None = None,
         clock: Clock = SYSTEM_CLOCK,
@@ -127,6 +131,7 @@ class RedisBroker(DramatiqCalls, EngineBroker):
             ),
             wait_replicas=wait_replicas,
             wait_timeout_ms=wait_timeout_ms,
+            allow_eviction=allow_eviction,
         )
         super().__init__(
             middleware,

@@ -8,12 +8,13 @@ from itertools import islice
 from typing import Any
 
 from ..brokers.engine import EngineBroker
+from ..names import q_name
 from ..ports.admin import DeadLetter
 from ..runtime.exit_codes import ExitCode
 from .asking import Progress, confirm, stop_between_steps
 from .letter_page import print_letter
 from .letters import add_filters, has_filters, matching, steps, with_ids
-from .opening import Act, CommandError, add_broker_options, run_with_broker
+from .opening import Act, CommandError, add_broker_options, know_queues, run_with_broker
 from .parsing import Parser
 from .peek import DEFAULT_LIMIT, at_least
 from .showing import actor_of, ago, decoded, error_of, letter_fields
@@ -89,6 +90,7 @@ def _add_show(actions: Any) -> None:
         examples=("greenroom dead show 3f0c9e7d52aa41b7c0de1",),
     )
     parser.add_argument("id", metavar="ID", help=_ID_HELP)
+    parser.add_argument("--queue", metavar="QUEUE", help="where it is, for a broker that does not list its queues")
     add_broker_options(parser)
     parser.set_defaults(act=_show)
 
@@ -114,6 +116,7 @@ def run(words: Sequence[str]) -> int:
 
 
 def _list(arguments: argparse.Namespace, broker: EngineBroker) -> int:
+    _know_queue(arguments, broker)
     found = matching(broker, arguments)
     letters = list(islice(found, arguments.limit or None))
     has_more = next(found, None) is not None
@@ -126,6 +129,10 @@ def _list(arguments: argparse.Namespace, broker: EngineBroker) -> int:
         if has_more:
             print("There are more; --limit N lists N, --limit 0 all.")
     return ExitCode.OK
+
+
+def _know_queue(arguments: argparse.Namespace, broker: EngineBroker) -> None:
+    know_queues(broker, [] if arguments.queue is None else [q_name(arguments.queue)])
 
 
 def _row(letter: DeadLetter, now_ms: int) -> list[object]:
@@ -143,6 +150,7 @@ def _row(letter: DeadLetter, now_ms: int) -> list[object]:
 
 
 def _show(arguments: argparse.Namespace, broker: EngineBroker) -> int:
+    _know_queue(arguments, broker)
     letters = broker.transport.dead_letters(with_ids(broker, [arguments.id])[:1])
     if not letters:
         raise CommandError(f"the dead letter {arguments.id!r} has just gone")
@@ -189,6 +197,9 @@ def _do(
 
 
 def _chosen(arguments: argparse.Namespace, broker: EngineBroker) -> list[str]:
+    _know_queue(arguments, broker)
+    if arguments.ids and not broker.transport.features.lists_queues:
+        arguments.queue = None  # it has said where they are
     ways = [bool(arguments.ids), has_filters(arguments), arguments.all]
     if sum(ways) != 1:
         raise CommandError("say which dead letters: by their ids, by options such as --actor, or --all (see --help)")

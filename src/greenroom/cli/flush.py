@@ -9,7 +9,7 @@ from ..brokers.engine import EngineBroker
 from ..ports.admin import Counts
 from ..runtime.exit_codes import ExitCode
 from .asking import confirm
-from .opening import CommandError, add_broker_options, run_with_broker
+from .opening import CommandError, add_broker_options, know_queues, run_with_broker
 from .parsing import Parser
 from .pause import queue_name
 from .tables import print_json
@@ -39,15 +39,18 @@ def run(words: Sequence[str]) -> int:
 def _flush(arguments: argparse.Namespace, broker: EngineBroker) -> int:
     if bool(arguments.queues) == arguments.all:
         raise CommandError("name the queues to flush, or else --all (see greenroom flush --help)")
+    know_queues(broker, arguments.queues)
     counts: dict[str, Counts] = broker.transport.counts(None if arguments.all else arguments.queues)
     total = sum(_doomed(known, dead=arguments.dead) for known in counts.values())
-    queues = sorted(queue for queue, known in counts.items() if _doomed(known, dead=arguments.dead))
+    is_exact = arguments.dead or broker.transport.features.counts_delayed
+    queues = sorted(queue for queue, known in counts.items() if _doomed(known, dead=arguments.dead) or not is_exact)
     what = "dead letter" if arguments.dead else "message"
-    if total > 1:
-        question = f"Delete {total} {what}s of {_listed(queues)}?"
+    if total > 1 or not is_exact:
+        those = f"{total} {what}s" if is_exact else f"{total} ready and all delayed messages"
+        question = f"Delete {those} of {_listed(queues)}?"
         if not confirm(question, yes=arguments.yes):
             return ExitCode.KILLED
-    deleted = {queue: broker.transport.purge(queue, dead=arguments.dead) for queue in queues}
+    deleted = {queue: broker.purge(queue, dead=arguments.dead) for queue in queues}
     if arguments.json:
         print_json({"deleted": deleted})
     else:

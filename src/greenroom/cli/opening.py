@@ -7,7 +7,7 @@ import contextlib
 import io
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from ..broker import Broker, get_broker
 from ..brokers import from_url
@@ -68,6 +68,22 @@ def run_with_broker(parser: Parser, words: Sequence[str], act: Act) -> int:
     except BrokenPipeError:  # whoever read our output has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return ExitCode.KILLED
+
+
+def know_queues(broker: EngineBroker, queues: Iterable[str] = ()) -> None:
+    """Makes queues known to a broker that cannot list those that there are: RabbitMQ does not tell.
+
+    Raises:
+      CommandError: If it cannot, and neither a program nor the user names one.
+    """
+    if broker.transport.features.lists_queues:
+        return
+    for queue in queues:
+        broker.declare_queue(queue)
+    if not broker.get_declared_queues():
+        raise CommandError(
+            f"{broker!r} does not tell which queues there are: name them, or the program that has them (--broker)"
+        )
 
 
 def _explained(error: Exception) -> int:

@@ -10,7 +10,7 @@ from ..core.durations import human_duration
 from ..names import q_name
 from ..ports.admin import STATES, Peeked
 from ..runtime.exit_codes import ExitCode
-from .opening import add_broker_options, run_with_broker
+from .opening import CommandError, add_broker_options, run_with_broker
 from .parsing import Parser
 from .showing import call_of, error_of, peeked_fields
 from .tables import Column, print_json, print_table
@@ -73,6 +73,7 @@ def run(words: Sequence[str]) -> int:
 
 def _show(arguments: argparse.Namespace, broker: EngineBroker) -> int:
     queue = q_name(arguments.queue)
+    _check_state(broker, arguments.state)
     messages: list[Peeked] = []
     # One more than asked for tells whether there are more; a page may end early where bodies are large.
     while len(messages) <= arguments.limit:
@@ -93,6 +94,13 @@ def _show(arguments: argparse.Namespace, broker: EngineBroker) -> int:
         if has_more:
             print("There are more; --limit N shows N.")
     return ExitCode.OK
+
+
+def _check_state(broker: EngineBroker, state: str | None) -> None:
+    features = broker.transport.features
+    seen = {"claimed": features.counts_claimed, "delayed": features.counts_delayed}
+    if state is not None and not seen.get(state, True):
+        raise CommandError(f"{broker!r} cannot show what is {state}: only what is ready")
 
 
 def _row(message: Peeked, now_ms: int) -> list[object]:

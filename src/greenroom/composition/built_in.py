@@ -77,7 +77,8 @@ def open_group(broker: Any, group: str, start: int = 0, *values: Any) -> Opened:
     plan = msgspec.msgpack.decode(body, type=GroupPlan)
     writes: list[Any] = []
     if start == 0:
-        early = list(making_set(broker, group, plan.total, plan.then, KEPT_TTL_MS))
+        members = [str(number) for number in range(1, plan.total + 1)]
+        early = list(making_set(broker, group, members, KEPT_TTL_MS, plan.then))
         if store is broker.store:
             writes = [early.pop()]
         for op in early:  # a set must be whole before its first member can end

@@ -8,8 +8,9 @@ from functools import partial
 from itertools import groupby
 from typing import Any
 
-from ..broker import Broker, get_broker
+from ..broker import CHUNK, Broker, get_broker
 from ..context import running_messages
+from ..core.chunks import in_chunks
 from ..core.graph import COMPLETED_GROUP, End, Membership, Position, set_key, then_key
 from ..errors import ResultFailure, ResultTimeout
 from ..message import Message
@@ -83,11 +84,13 @@ class group:  # noqa: N801  # the name is Dramatiq's
         """
         planner, messages = self._plan()
         try:
-            planner.run()
-            for delay_ms, chunk in _by_delay(messages, delay):
-                self.broker.enqueue_many(chunk, delay=delay_ms)
+            for chunk in in_chunks(messages, CHUNK):
+                planner.run()
+                for delay_ms, part in _by_delay(chunk, delay):
+                    self.broker.enqueue_many(part, delay=delay_ms)
+            planner.run()  # without members nothing has come yet
         except BaseException:
-            self._forget(planner)
+            self._forget()
             raise
         self._send_callbacks_of_none()
         return self
@@ -96,17 +99,20 @@ class group:  # noqa: N801  # the name is Dramatiq's
         """``run`` for coroutines."""
         planner, messages = self._plan()
         try:
+            for chunk in in_chunks(messages, CHUNK):
+                if planner.ops:
+                    await asyncio.to_thread(planner.run)
+                for delay_ms, part in _by_delay(chunk, delay):
+                    await self.broker.aenqueue_many(part, delay=delay_ms)
             if planner.ops:
                 await asyncio.to_thread(planner.run)
-            for delay_ms, chunk in _by_delay(messages, delay):
-                await self.broker.aenqueue_many(chunk, delay=delay_ms)
         except BaseException:
-            self._forget(planner)
+            self._forget()
             raise
         await asyncio.to_thread(self._send_callbacks_of_none)
         return self
 
-    def _plan(self) -> tuple[Planner, list[Message[Any]]]:
+    def _plan(self) -> tuple[Planner, Iterable[Message[Any]]]:
         planner = Planner(self.broker, set_ttl_ms(self.broker))
         if keeps_sets(self.broker) and not self._counts_down():
             return planner, self._open(planner, None)
@@ -117,10 +123,10 @@ class group:  # noqa: N801  # the name is Dramatiq's
         counter = _counter(self.broker)
         return planner, counter.watched(self.children, callbacks, partial(planner.first, membership=None))
 
-    def _plain(self, planner: Planner, child: Any) -> list[Message[Any]]:
+    def _plain(self, planner: Planner, child: Any) -> Iterable[Message[Any]]:
         return child._plan()[1] if isinstance(child, group) else [planner.first(child, None)]
 
-    def _open(self, planner: Planner, parent: tuple[str, str] | None) -> list[Message[Any]]:
+    def _open(self, planner: Planner, parent: tuple[str, str] | None) -> Iterator[Message[Any]]:
         self.id = new_message_id()
         return planner.open(self.id, self.children, self._callbacks(), parent)
 
@@ -141,9 +147,9 @@ class group:  # noqa: N801  # the name is Dramatiq's
         for fields in self.completion_callbacks:
             self.broker.enqueue(Message(**fields))
 
-    def _forget(self, planner: Planner) -> None:
+    def _forget(self) -> None:
         """Nothing is told when those members have ended that were sent all the same."""
-        if self.id is not None and planner.ops:
+        if self.id is not None:
             self.broker.composition_store.apply([SetDrop(set_key(self.id)), Delete(then_key(self.id))])
 
     def _first(self, planner: Planner, membership: Membership | None, position: Position | None = None) -> Message[Any]:

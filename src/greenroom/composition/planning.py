@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
 import msgspec
@@ -31,6 +31,9 @@ from ..ports.store import MAX_OPS, Put, Store, StoreOp
 from ..ports.transport import pack
 from .built_in import JOIN_GROUP, OPEN_GROUP
 
+#: So many members of a group are added to its set at a time, and the last one.
+_STEP = MAX_OPS - 1
+
 
 class Composition(Protocol):
     """What a stage or a member may be besides a message."""
@@ -58,9 +61,10 @@ def _end_of(stage: Any) -> End:
     return end
 
 
-def _member(message: Message[Any], membership: Membership) -> Message[Any]:
-    """``message.copy`` for the many members of a large group, where its price counts."""
-    options = {**message.options, GROUP_MEMBER: membership.as_option()}
+def _member(message: Message[Any], option: str) -> Message[Any]:
+    """``message.copy`` for the many members of a large group, where its price counts. ``option`` is that of a
+    ``Membership``."""
+    options = {**message.options, GROUP_MEMBER: option}
     return Message(
         message.queue_name,
         message.actor_name,
@@ -108,12 +112,14 @@ class Planner:
         self.empty: list[str] = []
 
     def run(self) -> None:
-        """Has the store do what is needed before the first message is sent."""
+        """Has the store do what is needed before the messages are sent that have come so far."""
         broker = self.broker
         store = broker.composition_store
-        apply_all(store, self.ops)
+        ops, self.ops = self.ops, []
+        empty, self.empty = self.empty, []
+        apply_all(store, ops)
         if store is not broker.store:
-            for group in self.empty:
+            for group in empty:
                 complete(broker, group, new_message_id())
 
     def first(self, node: Any, membership: Membership | None) -> Message[Any]:
@@ -121,7 +127,7 @@ class Planner:
         if not isinstance(node, Message):
             composition: Composition = node
             return composition._first(self, membership)
-        return node if membership is None else _member(node, membership)
+        return node if membership is None else _member(node, membership.as_option())
 
     # --- pipelines
 
@@ -207,21 +213,29 @@ class Planner:
         children: Sequence[Any],
         callbacks: Sequence[Message[Any]],
         parent: tuple[str, str] | None = None,
-    ) -> list[Message[Any]]:
-        """The first messages of a group's members, after a set of them is made; nested groups are opened, too."""
-        self.ops += making_set(self.broker, group, len(children), self.packed(callbacks), self.ttl_ms, parent)
+    ) -> Iterator[Message[Any]]:
+        """The first messages of a group's members, while ``ops`` grows by what makes the set of those that have come so
+        far; the last one is in it from the first on, so that the set is not complete before all are. Groups come last,
+        and are opened, too: an empty one is complete at once, and must be in the set then."""
+        parts = [*enumerate(children, 1)]
+        inner = [(part, child) for part, child in parts if hasattr(child, "_open")]
+        if inner:
+            parts = [(part, child) for part, child in parts if not hasattr(child, "_open")] + inner
+        names = [str(part) for part, _ in parts]
+        first = [*names[:_STEP], *names[_STEP:][-1:]]
+        self.ops += making_set(self.broker, group, first, self.ttl_ms, self.packed(callbacks), parent)
         if not children:
             self.empty.append(group)
-        messages: list[Message[Any]] = []
-        inner = []
-        for part, child in enumerate(children, 1):
-            if hasattr(child, "_open"):
-                inner.append((child, (set_key(group), str(part))))
-            else:
-                messages.append(self.first(child, Membership(group, str(part))))
-        for child, place in inner:  # after the set that they are members of: an empty one is complete at once
-            messages += child._open(self, place)
-        return messages
+        for start in range(0, len(parts), _STEP):
+            if start:
+                self.ops += making_set(self.broker, group, names[start : start + _STEP], self.ttl_ms)
+            for part, child in parts[start : start + _STEP]:
+                if type(child) is Message:
+                    yield _member(child, f"{part}/{group}")
+                elif hasattr(child, "_open"):
+                    yield from child._open(self, (set_key(group), str(part)))
+                else:
+                    yield self.first(child, Membership(group, str(part)))
 
     def packed(self, callbacks: Sequence[Message[Any]]) -> tuple[bytes, ...]:
         """Callbacks as they are kept until the group is complete."""

@@ -136,9 +136,7 @@ class Ending:
         retries = 0 if self.message is None else self.message.options.get("retries", 0)
         return retries if isinstance(retries, int) else 0
 
-    def keep(
-        self, store: Any, *ops: Any, strict: bool = False, then: Callable[[list[Any]], Any] | None = None
-    ) -> None:
+    def keep(self, store: Any, *ops: Any, strict: bool = False, then: Callable[[list[Any]], Any] | None = None) -> None:
         """Has ``store`` do operations: in one step with the settlement where it is one with the broker, before it where
         it is not.
 

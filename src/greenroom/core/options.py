@@ -185,3 +185,5 @@ _MESSAGE_CHECKS: dict[str, Callable[[str, Any], object]] = {
     "retries": _check_bounded,
     "time_limit": check_time_limit,
 }
+#: The names of these.
+MESSAGE_CHECKED = frozenset(_MESSAGE_CHECKS)

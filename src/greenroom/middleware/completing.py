@@ -12,7 +12,7 @@ No engine can push there in one step with the end of the last member. Its law:
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import msgspec
@@ -49,17 +49,22 @@ class BeingPushed(Exception):
 
 
 def making_set(
-    broker: Any, group: str, total: int, then: tuple[bytes, ...], ttl_ms: int, parent: tuple[str, str] | None = None
+    broker: Any,
+    group: str,
+    members: Sequence[str],
+    ttl_ms: int,
+    then: tuple[bytes, ...] = (),
+    parent: tuple[str, str] | None = None,
 ) -> Iterator[StoreOp]:
-    """The operations that make the set of a group, in the broker's store for compositions."""
+    """The operations that make the set of a group, in the broker's store for compositions, or add to it: then ``then``
+    and ``parent`` are those with which it was made."""
     wants: dict[str, Any] = {"then": then, "parent": parent}
     if broker.composition_store is not broker.store:
         if then or parent:
             yield Put(then_key(group), _encode(Completion(then, parent, ttl_ms)), ttl_ms)
         wants = {}
-    for start in range(0, max(1, total), MAX_OPS):
-        names = tuple([str(number) for number in range(start + 1, min(total, start + MAX_OPS) + 1)])
-        yield SetAdd(set_key(group), names, ttl_ms, **wants)
+    for start in range(0, max(1, len(members)), MAX_OPS):
+        yield SetAdd(set_key(group), tuple(members[start : start + MAX_OPS]), ttl_ms, **wants)
 
 
 def complete(broker: Any, group: str, holder: str) -> None:

@@ -17,7 +17,6 @@ from ..core.ending import Ending, Outcome
 from ..core.failure import message_of, type_name
 from ..core.graph import (
     GROUP_MEMBER,
-    MEMBER_ONLY,
     PIPE_TARGET,
     End,
     Failure,
@@ -61,15 +60,16 @@ def with_result(broker: Any, message: Message[Any], result: Any) -> Message[Any]
     return message.copy(args=(*message.args, result))
 
 
-def departure_of(broker: Any, options: dict[str, Any]) -> SetRemove | None:
+def departure_of(options: dict[str, Any]) -> SetRemove | None:
     """What takes a message that is done out of the set of its group, if it is a member and nothing else; None if there
-    is more to it. What large groups consist of should cost little."""
-    if options.keys() != MEMBER_ONLY or broker.composition_store is None:
+    is more to it. What large groups consist of should cost little: this is ``membership_of``, written out."""
+    value = options.get(GROUP_MEMBER)
+    if len(options) != 1 or type(value) is not str:
         return None
-    membership = membership_of(options)
-    if membership is None or membership.keeps:
+    member, _, group = value.partition("/")
+    if not group or "/" in group or not member.isdecimal():
         return None
-    return SetRemove(set_key(membership.group), membership.member)
+    return SetRemove(set_key(group), member)
 
 
 def depart(broker: Any, ending: Ending, ops: Sequence[StoreOp]) -> None:

@@ -34,7 +34,8 @@ class Pipelines(Middleware):
         message = ending.message
         if message is None or MARKS.isdisjoint(message.options):
             return
-        if ending.outcome is Outcome.DONE and (departure := departure_of(broker, message.options)) is not None:
+        departure = departure_of(message.options) if ending.outcome is Outcome.DONE else None
+        if departure is not None and broker.composition_store is not None:
             depart(broker, ending, (departure,))
             return
         if ending.outcome.is_final and broker.transport is not None:

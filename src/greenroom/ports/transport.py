@@ -143,7 +143,8 @@ class Features(msgspec.Struct, frozen=True):
     incidents are kept, and ``Consumer.history`` tells them. ``counts_attempts``: ``Delivery.attempt`` is exact, and
     ``redelivered`` tells of claims; else they may count messages that were fetched and not claimed, and claims that
     ended with a release may be missing. ``counts_claimed``: what is claimed, and by whom, is counted and shown; else it
-    is not seen, and counts as none."""
+    is not seen, and counts as none. ``counts_delayed``: the same for what is delayed. ``lists_queues``: ``Admin`` knows
+    all queues that there are; else only those that this process has declared."""
 
     delay: bool = True
     priority: bool = True
@@ -155,6 +156,7 @@ class Features(msgspec.Struct, frozen=True):
     history: bool = False
     counts_delayed: bool = True
     counts_claimed: bool = True
+    lists_queues: bool = True
     pause: bool = False
     store: bool = False
     max_body: int | None = None
@@ -214,6 +216,10 @@ class Consumer(Protocol):
 
     def reap_soon(self) -> None:
         """Any thread: a process of this host has died. Ends a wait, and the next trip looks for what it held."""
+
+    def is_cut_off(self) -> bool:
+        """Any thread: True if what this owner holds may have been given to others by now, since the engine has not
+        heard of it for too long. Nothing more of it is to be started. Whether it is lost, the next trip tells."""
 
     def extend(self) -> None:
         """Any thread, about once a second, whatever the others do: renews this owner's lease as a whole. Does nothing

@@ -15,7 +15,7 @@ from ..logging import get_logger, one_line
 from ..message import MAX_MESSAGE_BYTES
 from ..middleware import Middleware
 from ..middleware.group_callbacks import store_for_compositions
-from ..ports.store import Put, StoreOp
+from ..ports.store import Get, Put, PutIf, StoreOp
 from ..ports.transport import ErrorText
 from .backend import ResultBackend
 from .backends.store import StoreBackend
@@ -156,6 +156,18 @@ class Results(Middleware):
         if isinstance(eta, (int, float)) and math.isfinite(eta):
             return (self._pending(broker, backend, message, wrap_pending("delayed", next_attempt_ms=int(eta))),)
         return (Put(backend.build_message_key(message), self._mark, PENDING_TTL),)
+
+    def forget_results(self, broker: BrokerLike, messages: Sequence[Any]) -> None:
+        """Forgets that these messages are to have results, because they will not run: at most a thousand. What has come
+        out of one that ran all the same is kept."""
+        backend = self.backend_for(broker)
+        if not isinstance(backend, StoreBackend) or not backend.knows_what_is_sent or not messages:
+            return
+        keys = [backend.build_message_key(message) for message in messages]
+        found = backend.store.apply([Get(key) for key in keys])
+        marks = [(key, value) for key, value in zip(keys, found, strict=True) if backend.is_mark(value)]
+        # There is no operation that deletes a value if it is still this one, so it is kept for no longer.
+        backend.store.apply([PutIf(key, value, value, ttl_ms=1) for key, value in marks])
 
     def _pending(self, broker: BrokerLike, backend: StoreBackend, message: Any, pending: dict[str, Any]) -> Put:
         due_ms = pending["pending"]["next_attempt_ms"]

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from ..composition.built_in import built_in
-from ..core.options import message_option_error
+from ..core.options import MESSAGE_CHECKED, message_option_error
 from ..core.run import Run
 from ..core.suspects import TOO_MANY_CRASHES, max_crashes_of
 from ..core.unknown_actor import released_until_ms, waited_ms
@@ -167,6 +167,8 @@ def _times(count: int) -> str:
 def _check_options(options: dict[str, Any], body: bytes) -> InvalidMessage | None:
     """Takes out what has served its purpose; says what is wrong with the rest, if anything is."""
     options.pop("eta", None)
+    if MESSAGE_CHECKED.isdisjoint(options):
+        return None
     for name, value in options.items():
         if (error := message_option_error(name, value)) is not None:
             return InvalidMessage(error, body, field=f"options.{name}")

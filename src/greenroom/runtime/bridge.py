@@ -238,6 +238,10 @@ class BridgeConsumer:
     def reap_soon(self) -> None:
         """Does nothing: such brokers find out by themselves who has died."""
 
+    def is_cut_off(self) -> bool:
+        """Never, as far as we know."""
+        return False
+
     def extend(self) -> None:
         """Does nothing: such brokers have no lease that we know of."""
 

@@ -16,8 +16,9 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from queue import Empty, SimpleQueue
-from typing import Any, Protocol
+from typing import Any
 
 from .. import failpoints
 from ..composition.built_in import OPEN_GROUP
@@ -32,10 +33,12 @@ from .errands import Errands
 from .intake import Intake
 from .isolation import Isolation
 from .lanes import Lane, QueueCap, joint_limit
+from .listener import PumpListener
 from .loop import LoopExecutor
 from .store_writer import StoreWriters
 from .threads import ThreadExecutor
 from .trips import PERMANENT, Trips, fitting
+from .unanswered import Unanswered
 
 logger = get_logger("greenroom.worker", "Pump")
 
@@ -45,22 +48,8 @@ COMPANY_S = 0.002
 _ADJUST_EVERY = 8
 
 
-class PumpListener(Protocol):
-    """Who is told of what the pump has done, on the pump's thread."""
-
-    def settled(self, runs: Sequence[Run]) -> None:
-        """The engine has settled these runs."""
-
-    def lost(self, settlements: Sequence[Settlement], runs: Sequence[Run]) -> None:
-        """The engine has not applied these settlements: their messages were given to somebody else. ``runs`` are those
-        of them that were run."""
-
-    def failed(self, error: Exception) -> None:
-        """The pump ends, because of a permanent error of the engine's or one that nothing should raise."""
-
-
 class Pump:
-    """Owned by its own thread, but for ``ring``, ``order`` and ``stop``, which others call."""
+    """Owned by its own thread, but for ``ring``, ``order``, ``let_go`` and ``stop``, which others call."""
 
     def __init__(
         self,
@@ -97,7 +86,7 @@ class Pump:
         self._mean_body = 0.0
         self._finished: list[Run] = []  # taken from the outbox, not settled yet
         self._decided: list[Settlement] = []  # settled without having run: not decodable, unknown, released
-        self._unanswered: dict[int, Run | Settlement] = {}  # by the identity of the settlement, which a run has
+        self._unanswered = Unanswered()
         self.writers = StoreWriters()
         self._errands = Errands(broker, self.writers, self.order, self._finish, self._decide)
         self.thread = threading.Thread(target=self._main, name="pump", daemon=True)
@@ -122,6 +111,19 @@ class Pump:
         that have died."""
         self.consumer.reap_soon()
         self.order(self._owe_trip)
+
+    def let_go(self) -> None:
+        """Any thread: what was claimed may be others' by now. Takes back all that has not started, also while a trip
+        goes on; the next one gives it back, if it is ours all the same."""
+        for lane in (self._threads, self._loop):
+            runs = lane.executor.drain()
+            if runs:
+                logger.warning("The broker has not been heard for too long: %d messages are not started.", len(runs))
+                self.order(partial(self._take_back, lane, runs))
+
+    def _take_back(self, lane: Lane, runs: Sequence[Run]) -> None:
+        lane.held -= len(runs)
+        self._decide(_released(runs))
 
     def _owe_trip(self) -> None:
         self._owes_trip = True
@@ -244,17 +246,11 @@ class Pump:
             if runs:
                 self._listener.settled(runs)
             return
-        asked = self._unanswered  # an engine may answer some trips later
-        asked.update((id(s), s) for s in settle)
-        asked.update((id(run.settlement), run) for run in runs)
-        settled = [asked.pop(id(s), s) for s in exchange.settled]
-        self._listener.settled([run for run in settled if not isinstance(run, Settlement)])
+        settled, lost = self._unanswered.sort_out(runs, settle, exchange)
+        self._listener.settled(settled)
         if exchange.lost:
-            lost = [asked.pop(id(s), s) for s in exchange.lost]
-            self._lost(exchange.lost, [run for run in lost if not isinstance(run, Settlement)])
+            self._lost(exchange.lost, lost)
         if exchange.refused:
-            for s, _ in exchange.refused:
-                asked.pop(id(s), None)
             self._refused(exchange.refused)
         if exchange.reset:
             self._decide(_released(self._drain()))
@@ -389,8 +385,7 @@ class Pump:
         return drained
 
     def _close(self) -> None:
-        """Ends the owner. Not called where something still runs: the owner lives on with its process then, so that
-        nobody else starts that."""
+        """Ends the owner. Not where something runs: the owner lives on then, so that nobody else starts that."""
         try:
             self.consumer.close()
         except BrokerError as e:

@@ -34,8 +34,12 @@ logger = get_logger("greenroom.worker", "WorkerThread")
 _ACK = Verdict.ACK  # looking a member up is slow, and these are wanted once a message
 _DONE = Outcome.DONE
 
-#: The hooks that one run passes: ``before_process_message``, ``after_process_message`` and ``ending``.
-Course = tuple[Sequence[Any], Sequence[Any], Sequence[Any]]
+#: The hooks that one run passes: ``before_process_message``, ``after_process_message`` and ``ending``; and for how many
+#: options that holds.
+Course = tuple[Sequence[Any], Sequence[Any], Sequence[Any], int]
+
+#: In place of hooks ``ending``: nothing is to be done but to take the message out of the set of its group.
+_DEPARTS: Sequence[Any] = ("departs",)
 
 
 class Steps:
@@ -65,7 +69,7 @@ class Steps:
         self._before_ack = hooks.before_ack
         self._ending = hooks.ending
         #: The course of messages with options, and of all that do not simply succeed.
-        self._full: Course = (hooks.before_process_message, hooks.after_process_message, hooks.ending)
+        self._full: Course = (hooks.before_process_message, hooks.after_process_message, hooks.ending, -1)
         #: True if members of groups are taken out of their sets in one step with their settlement.
         self._composes = broker.composition_store is broker.store and any(
             type(getattr(hook, "__self__", None)) is Pipelines for hook in hooks.ending
@@ -150,13 +154,14 @@ class Steps:
             hooks.lean("before_process_message", actor),
             hooks.lean("after_process_message", actor),
             hooks.lean("ending", actor),
+            0,
         )
         return course
 
     def _learn_members(self, actor: Any) -> Course:
         """The same around a member of a group. No hook but ``ending`` looks at its one option."""
-        before, after, _ = self._lean.get(actor) or self._learn(actor)
-        course = self._members[actor] = (before, after, self._ending)
+        before, after, ending, _ = self._lean.get(actor) or self._learn(actor)
+        course = self._members[actor] = (before, after, self._ending if ending or not self._composes else _DEPARTS, 1)
         return course
 
     def finish(self, run: Run, result: Any, exception: BaseException | None) -> None:
@@ -165,9 +170,9 @@ class Steps:
         if exception is not None and isinstance(exception, RateLimitExceeded) and self._waits(run):
             self._postpone(run, exception)
             return
-        options = run._message.options  # hooks may have written into them
-        if exception is not None or (options and options.keys() != MEMBER_ONLY):
-            run.course = self._full
+        course = run.course
+        if exception is not None or len(run._message.options) != course[3]:  # hooks may have written into them
+            course = run.course = self._full
         if result is not None:
             self._warn_of_lost_result(run)
             if self._ending:
@@ -176,7 +181,7 @@ class Steps:
             run.stuff_exception(exception)
             broker.note_failure(run, exception)
             _log_failure(run, exception)
-        for hook in run.course[1]:
+        for hook in course[1]:
             try:
                 hook(broker, run, result=result, exception=exception)
             except Exception:  # noqa: BLE001  # a broken hook must not stop the message
@@ -233,20 +238,19 @@ class Steps:
         else:
             if self._before_ack:
                 self._emit_before("ack", run)
+            course = run.course
+            if len(run._message.options) == course[3]:
+                hooks = course[2]
+                if hooks is _DEPARTS and (departure := departure_of(run._message.options)) is not None:
+                    return Settlement(run.delivery, _ACK, writes=(departure,))
             settlement = Settlement(run.delivery, _ACK)
-            if not run._message.options:
-                hooks = run.course[2]
+        if hooks is _DEPARTS:
+            hooks = self._ending
         return self._end(run, settlement, hooks) if hooks else settlement  # of nearly every message nothing is kept
 
     def _end(self, run: Run, settlement: Settlement, hooks: Sequence[Any]) -> Settlement:
         """The settlement with all that is kept besides. What has to be done before it stays on the run."""
         exception = run._exception
-        if self._composes and settlement.verdict is _ACK and exception is None:
-            options = run._message.options
-            if options and not (self._lean.get(run.actor) or self._learn(run.actor))[2]:
-                departure = departure_of(self._broker, options)
-                if departure is not None:  # nothing else is to be asked about a member of a group that is done
-                    return Settlement(run.delivery, _ACK, writes=(departure,))
         outcome = _outcome_of(run, settlement)
         error = settlement.error or run.error
         due_ms = None

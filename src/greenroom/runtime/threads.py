@@ -196,5 +196,6 @@ class ThreadExecutor:
     def join(self, deadline_s: float) -> bool:
         """Waits for the threads until ``deadline_s`` on the monotonic clock; True if all have ended."""
         for thread in self.threads:
-            thread.join(max(0.0, deadline_s - time.monotonic()))
+            if thread.ident is not None:  # it was started
+                thread.join(max(0.0, deadline_s - time.monotonic()))
         return not any(thread.is_alive() for thread in self.threads)

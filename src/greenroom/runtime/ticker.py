@@ -21,17 +21,28 @@ EXTEND_EVERY_S = 1.0
 
 
 class Heartbeat:
-    """Owned by the ticker's thread. Says on the board, and to the engine, that the process lives."""
+    """Owned by the ticker's thread. Says on the board, and to the engine, that the process lives.
 
-    def __init__(self, broker: Any, consumer: Consumer, board: Board) -> None:
+    Parameters:
+      on_cut_off: Called in each round in which the engine has not heard it for too long.
+    """
+
+    def __init__(self, broker: Any, consumer: Consumer, board: Board, on_cut_off: Callable[[], None]) -> None:
         self._clock = broker.clock
         self._consumer = consumer
         self._board = board
+        self._on_cut_off = on_cut_off
         self._extend_at_s = 0.0
 
     def beat(self) -> None:
-        """Beats. What the engine answers to a renewal is not decisive: settling tells what is still ours."""
+        """Beats. What the engine answers to a renewal is not decisive: settling tells what is still ours.
+
+        Raises:
+          Exception: It cannot be said any more that the process lives.
+        """
         self._board.beat(self._clock.now_ms())
+        if self._consumer.is_cut_off():
+            self._on_cut_off()
         now_s = time.monotonic()
         if now_s < self._extend_at_s:
             return
@@ -43,15 +54,28 @@ class Heartbeat:
 
 
 class Ticker:
-    """Owns no state but its thread: each round it beats, and has every executor look at its slots."""
+    """Each round it beats, and has every executor look at its slots.
+
+    Parameters:
+      after_round: Called at the end of each round.
+      on_failure: Called once, if the heartbeat has failed for good. Others will take this process for dead: end it.
+    """
 
     def __init__(
-        self, broker: Any, executors: Sequence[Any], heartbeat: Heartbeat, *, after_round: Callable[[], None]
+        self,
+        broker: Any,
+        executors: Sequence[Any],
+        heartbeat: Heartbeat,
+        *,
+        after_round: Callable[[], None],
+        on_failure: Callable[[], None],
     ) -> None:
         self._broker = broker
         self._executors = executors
         self._heartbeat = heartbeat
         self._after_round = after_round
+        self._on_failure = on_failure
+        self._has_failed = False
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._main, name="ticker", daemon=True)
         intervals_ms = [m.interval for m in broker.middleware if hasattr(m, "time_limit") and hasattr(m, "interval")]
@@ -64,16 +88,27 @@ class Ticker:
     def stop(self) -> None:
         """Ends the thread."""
         self._ended.set()
-        self._thread.join(5.0)
+        if self._thread.ident is not None:  # it was started
+            self._thread.join(5.0)
 
     def _main(self) -> None:
-        _try(self._heartbeat.beat)
+        self._beat()
         while not self._ended.wait(self._interval_s):
-            _try(self._heartbeat.beat)
+            self._beat()
             now_s = self._broker.clock.monotonic()
             for executor in self._executors:
                 _try(executor.tick, now_s)
             self._after_round()
+
+    def _beat(self) -> None:
+        if self._has_failed:
+            return
+        try:
+            self._heartbeat.beat()
+        except Exception:
+            self._has_failed = True
+            logger.critical("The heartbeat has failed: others will take this process for dead.", exc_info=True)
+            self._on_failure()
 
 
 def _try(action: Callable[..., None], *args: Any) -> None:

@@ -337,6 +337,10 @@ class MemoryConsumer:
     def reap_soon(self) -> None:
         """Nothing to do: nobody in a process outlives it."""
 
+    def is_cut_off(self) -> bool:
+        """Never: owners live in this process."""
+        return False
+
     def extend(self) -> None:
         """Nothing to do: a claim in memory lasts as long as its consumer."""
 

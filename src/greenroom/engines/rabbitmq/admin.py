@@ -23,7 +23,7 @@ from .share import ProcessShare
 from .topology import dead_letter_queue, delay_queue
 from .wire import Publication
 
-#: Seconds for which a level's queue that was not there is not asked for again.
+#: Seconds for which queues of the levels that were not there are not asked for again.
 _ABSENT_S = 2.0
 
 
@@ -32,7 +32,8 @@ class RabbitmqAdmin:
 
     routes: Routes
     _queues: set[str]
-    _absent: dict[str, float]
+    _present_levels: set[str]
+    _absent_until_s: float
 
     @property
     def share(self) -> ProcessShare:
@@ -65,15 +66,17 @@ class RabbitmqAdmin:
 
     def delayed(self) -> int:
         """How many messages of all queues together are delayed now."""
-        now_s = monotonic()
-        total = 0
-        for name in self.levels.queues():
-            if self._absent.get(name, -1.0) < now_s:
-                ready = self._control.ready(name)
-                total += ready or 0
-                if ready is None:
-                    self._absent[name] = now_s + _ABSENT_S
-        return total
+        return sum(self._in_levels().values())
+
+    def _in_levels(self) -> dict[str, int]:
+        """How many messages there are in each queue of the levels that holds any."""
+        control = self._control
+        present = self._present_levels
+        if monotonic() >= self._absent_until_s:
+            found = control.ready_in_any([name for name in self.levels.queues() if name not in present])
+            present.update(name for name, ready in found.items() if ready is not None)
+            self._absent_until_s = monotonic() + _ABSENT_S
+        return {name: ready for name in sorted(present) if (ready := control.ready(name))}
 
     @property
     def levels(self) -> Any:
@@ -167,13 +170,12 @@ class RabbitmqAdmin:
         if dead:
             return control.purge(dead_letter_queue(queue))
         deleted = control.purge(queue) + control.purge(delay_queue(queue))
-        for name in self.levels.queues():
-            if control.ready(name):
-                with control.look(name) as look:
-                    for found in look.messages():
-                        if found.key == queue:
-                            look.take(found)
-                            deleted += 1
+        for name in self._in_levels():
+            with control.look(name) as look:
+                for found in look.messages():
+                    if found.key == queue:
+                        look.take(found)
+                        deleted += 1
         return deleted
 
     def pause(self, queues: Collection[str]) -> None:

@@ -12,13 +12,22 @@ from typing import Any
 
 import pika
 from pika.adapters.select_connection import SelectConnection
+from pika.exceptions import AMQPError, StreamLostError
 
 from ...errors import BrokerError, BrokerTimeout, ConnectionClosed
+from ...logging import get_logger
 from .errors import translate
 from .loop import Loop
 
+#: What the connection that consumes is called.
+CONSUMING = "consume"
+#: Its heartbeat where none is asked for, in seconds: a server that has vanished is noticed five seconds after that. Who
+#: sends notices by the answer that does not come.
+HEARTBEAT_S = 20
 #: Seconds that a polite goodbye may take.
 _GOODBYE_S = 1.0
+
+logger = get_logger(__name__)
 
 if logging.getLogger("pika").level == logging.NOTSET:
     # pika logs each broken connection several times over, with its own tracebacks; what it means is told by ours.
@@ -68,6 +77,8 @@ class Targets:
         for config in configs:
             own = config.client_properties or {}
             config.client_properties = {"connection_name": f"greenroom {name} (pid {os.getpid()})", **own}
+            if name == CONSUMING and config.heartbeat is None:
+                config.heartbeat = HEARTBEAT_S
         return configs
 
     def __repr__(self) -> str:
@@ -80,6 +91,8 @@ def _split(url: str | Iterable[str]) -> list[str]:
 
 
 def _from_url(url: str) -> Any:
+    if not url.lower().startswith(("amqp://", "amqps://")):
+        raise ValueError(f"{redacted(url)!r} is no URL of RabbitMQ: it begins with amqp:// or amqps://.")
     try:
         return pika.URLParameters(url)
     except (ValueError, TypeError) as e:
@@ -150,6 +163,12 @@ class Link:
         return self._opening is not None
 
     @property
+    def heard(self) -> int:
+        """How many bytes have come on this connection."""
+        connection = self.connection
+        return 0 if connection is None else int(connection.bytes_received)
+
+    @property
     def where(self) -> str:
         """The servers, without passwords."""
         return self.targets.shown
@@ -191,12 +210,13 @@ class Link:
             self.loop.run_once(left_s)
         return True
 
-    def close(self) -> None:
-        """Says goodbye, waiting a second at the most, and closes the loop. The link cannot be used any more."""
+    def close(self, patience_s: float = _GOODBYE_S) -> None:
+        """Says goodbye, waiting a second at the most or as long as is said, and closes the loop. The link cannot be
+        used any more."""
         self._closing = True
         if self._opening is not None:
             self._give_up_opening()
-        self.hang_up()
+        self.hang_up(patience_s)
         self.loop.close()
 
     def _give_up_opening(self) -> None:
@@ -211,16 +231,16 @@ class Link:
         self.loop.cut()
         self._drive_until(lambda: self.connection is None)
 
-    def hang_up(self) -> None:
+    def hang_up(self, patience_s: float = _GOODBYE_S) -> None:
         """Says goodbye as ``close`` does. The link can be opened again."""
         if self.connection is not None and self.connection.is_open:
             self.connection.close()
-        self._drive_until(lambda: self.connection is None)
+        self._drive_until(lambda: self.connection is None, patience_s)
         if self.connection is not None:  # it does not answer
             self.drop()
 
-    def _drive_until(self, done: Callable[[], object]) -> None:
-        deadline_s = monotonic() + _GOODBYE_S
+    def _drive_until(self, done: Callable[[], object], patience_s: float = _GOODBYE_S) -> None:
+        deadline_s = monotonic() + patience_s
         while not done() and (left_s := deadline_s - monotonic()) > 0:
             self.loop.run_once(left_s)
 
@@ -244,6 +264,8 @@ class Link:
         self.was_open = self.connection is not None
         self.connection = None
         self.blocked = None
+        if (own := _own_error(reason)) is not None:
+            logger.critical("An error of Greenroom's own has ended the connection %s.", self.name, exc_info=own)
         error = translate(reason, self.where)
         error.__cause__ = reason if error is not reason else None
         self.error = error
@@ -257,6 +279,12 @@ class Link:
         self.blocked = None
         if self._on_unblocked is not None:
             self._on_unblocked(self)
+
+
+def _own_error(reason: Any) -> Exception | None:
+    """What was raised by one of our callbacks: pika takes it for the end of the stream, and tells nobody else."""
+    cause = reason.args[-1] if isinstance(reason, StreamLostError) and reason.args else None
+    return cause if isinstance(cause, Exception) and not isinstance(cause, (OSError, EOFError, AMQPError)) else None
 
 
 def _version(properties: Mapping[str, Any] | None) -> tuple[int, ...]:

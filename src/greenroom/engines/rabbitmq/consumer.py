@@ -18,28 +18,22 @@ from collections.abc import Set as AbstractSet
 from time import monotonic
 from typing import Any
 
-import msgspec
-
 from ... import failpoints
 from ...board import Board
 from ...core.verdict import Verdict
-from ...errors import DecodeError
 from ...host.deaths import EVIDENCE_STEP_S
 from ...logging import get_logger
-from ...message import Message
-from ...names import q_name
-from ...ports.transport import MAX_TRIP, ConsumerClosed, Delivery, ErrorText, Exchange, Incident, Settlement
+from ...ports.transport import MAX_TRIP, ConsumerClosed, Delivery, Exchange, Incident, Settlement
+from .ledger import Ledger
 from .line import Line
+from .moves import Moves
 from .neighbours import Neighbours, Place
 from .prefetch import Prefetch
-from .reading import Past, Reader, id_of, is_plain, plain
+from .reading import Past, Reader, is_plain, plain
 from .settling import Settler
 from .tap import Arrived, Tap
 from .topology import delay_queue
-from .wire import Meta, priority_of, read
 
-#: How many delayed messages of Dramatiq's are moved at a time.
-MOVED_AT_A_TIME = 100
 #: Seconds between two looks at a publisher that cannot be waited for.
 BLIND_LOOK_S = 0.005
 
@@ -62,12 +56,11 @@ class RabbitmqConsumer:
         # guards: one thread at a time drives the loop and all below. The pump holds it while it waits, for then it
         # drives; the ticker only tries, and never waits inside.
         self._turn = threading.RLock()
-        # Dramatiq's senders know classic queues only.
-        self._moves_delayed = transport.layout.queue_type == "classic"
+        self._neighbours = self._meet()
         self._prefetch = Prefetch()
         self._line = Line(transport, self._prefetch, self._lost_all)
         self._settler = Settler(transport, self._line, self.wake, self._returned)
-        self._neighbours = self._meet()
+        self._moves = Moves(transport, self._line, self._settler)
         self._place: Place | None = None
         self._reader = Reader(self._neighbours)
         self._subscribed: dict[str, None] = {}  # a dict, for its order
@@ -83,7 +76,8 @@ class RabbitmqConsumer:
 
     def _meet(self) -> Neighbours | None:
         try:
-            return Neighbours(self._transport.clock)
+            ledger = self._transport.ledger
+            return Neighbours(self._transport.clock, Ledger(ledger) if ledger is not None else None)
         except OSError as e:
             logger.warning(
                 "Crashes are not counted: %s cannot be used: %s.", e.filename or "the run folder", e.strerror
@@ -186,7 +180,7 @@ class RabbitmqConsumer:
         queues = [queue for queue in self._active() if queue not in skip]
         held = self._held()
         line.serve(queues, held + limit, enough=lambda: self._count(queues) >= limit)
-        self._serve_delayed(queues)
+        self._moves.serve(queues)
         deliveries: list[Delivery] = []
         if line.epoch is None:
             return deliveries, False
@@ -228,7 +222,7 @@ class RabbitmqConsumer:
         if past is None:
             self._aside.append((tap, message))
         elif past.meta.rest_ms > 0:
-            self._delay_again(tap.queue, message, past.meta)
+            self._moves.delay_again(tap.queue, message, past.meta)
         else:
             self._line.unacked[message.tag] = past
             deliveries.append(self._reader.delivery(tap.queue, epoch, message, past))
@@ -242,42 +236,7 @@ class RabbitmqConsumer:
             else:
                 self._aside.append((tap, message))
 
-    # --- what is delayed elsewhere
-
-    def _serve_delayed(self, queues: Iterable[str]) -> None:
-        """Takes what Dramatiq's senders have delayed over into the broker's keeping."""
-        if not self._moves_delayed:
-            return
-        for queue in queues:
-            name = delay_queue(queue)
-            tap = self._line.taps.get(name)
-            if tap is None or not tap.prefetch:
-                self._line.serve_beside(name, MOVED_AT_A_TIME, beside=queue)
-            while tap is not None and tap.arrived and self._line.epoch is not None:
-                self._take_over(queue, tap.arrived.popleft())
-
-    def _take_over(self, queue: str, message: Arrived) -> None:
-        routes, clock = self._transport.routes, self._transport.clock
-        id, (_, meta) = id_of(message.properties, message.body), read(message.properties)
-        priority = priority_of(message.properties)
-        try:
-            found: Message[Any] = Message.decode(message.body)
-            eta = found.options.get("eta")
-            body = found.copy(queue_name=q_name(found.queue_name)).encode()
-        except DecodeError as e:
-            error = ErrorText(type(e).__name__, str(e))
-            letter = Meta(meta.attempt + 1, meta.crashes, meta.history, error, clock.now_ms())
-            self._settler.move(message.tag, routes.dead(queue, id, message.body, letter))
-            return
-        delay_ms = max(0, int(eta) - clock.now_ms()) if isinstance(eta, (int, float)) and abs(eta) < 2**53 else 0
-        self._settler.move(message.tag, routes.to(queue, id, body, meta, priority=priority, delay_ms=delay_ms))
-
-    def _delay_again(self, queue: str, message: Arrived, meta: Meta) -> None:
-        """A delay that was longer than one passage through the levels."""
-        id, priority = id_of(message.properties, message.body), priority_of(message.properties)
-        rest = msgspec.structs.replace(meta, rest_ms=0)
-        publication = self._transport.routes.to(queue, id, message.body, rest, priority=priority, delay_ms=meta.rest_ms)
-        self._settler.move(message.tag, publication)
+    # --- what came too late
 
     @property
     def stale(self) -> int:
@@ -307,7 +266,7 @@ class RabbitmqConsumer:
                 if left_s <= 0:
                     break
                 self._run(left_s)
-                self._take_over_waiting()
+                self._moves.serve([queue for queue in self._active() if queue not in self._skip])
                 if self._aside and self._neighbours is not None:
                     self._left = True  # the next trip asks again
                     break
@@ -326,10 +285,6 @@ class RabbitmqConsumer:
             if queue not in self._skip and (tap := taps.get(queue)) is not None and tap.arrived:
                 return True
         return False
-
-    def _take_over_waiting(self) -> None:
-        if self._moves_delayed:
-            self._serve_delayed([queue for queue in self._active() if queue not in self._skip])
 
     def wake(self) -> None:
         """Any thread, signal-safe: ends a wait, or the next one."""
@@ -368,6 +323,10 @@ class RabbitmqConsumer:
             self._neighbours.look_again()
         self.wake()
 
+    def is_cut_off(self) -> bool:
+        """Any thread: True without a connection. The server has given back all that was claimed on the last one."""
+        return self._line.epoch is None
+
     def extend(self) -> None:
         """Any thread, about once a second: keeps the connections alive while nobody else does, and settles what is
         confirmed by now."""
@@ -388,11 +347,13 @@ class RabbitmqConsumer:
             self._place.clear(delivery.mark)
 
     def _keep_place(self) -> None:
-        if self._place is not None:
-            try:
+        try:
+            if self._place is not None:
                 self._place.keep()
-            except OSError as e:
-                logger.warning("The board of this process cannot be kept: %s.", e.strerror)
+            if self._neighbours is not None:
+                self._neighbours.tell()
+        except OSError as e:
+            logger.warning("The board of this process cannot be kept: %s.", e.strerror)
 
     def close(self) -> None:
         """Gives back what was claimed and not settled, and ends the owner."""
@@ -410,8 +371,10 @@ class RabbitmqConsumer:
                 self._neighbours.close()
 
     def abandon(self) -> None:
-        """For tests: what happens to it when its process dies."""
+        """For tests: what happens to it when its process dies. What it has settled has reached the broker by then: no
+        confirmation tells of that, and what the broker has read and not done yet is lost with the connection."""
         with self._turn:
+            self._line.arrive()
             if self._place is not None:
                 self._place.unlock()
             self._line.drop()

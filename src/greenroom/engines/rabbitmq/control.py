@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence, Sized
 from contextlib import contextmanager
+from functools import partial
 from time import monotonic
 from typing import Any, NamedTuple
 
@@ -20,6 +21,8 @@ from .topology import Declarer, Layout
 ANSWER_S = 10.0
 #: Seconds without a message after which a queue is taken to hold no more of them.
 _QUIET_S = 0.5
+#: How many channels are open at a time to ask for queues that may not be there.
+_AT_A_TIME = 32
 
 
 class Found(NamedTuple):
@@ -74,6 +77,20 @@ class Control:
         with self._lock:
             answer = self._call("queue_declare", queue=queue, passive=True)
             return None if answer is None else int(answer.message_count)
+
+    def ready_in_any(self, queues: Sequence[str]) -> dict[str, int | None]:
+        """``ready`` for queues of which many may not be there. RabbitMQ closes the channel of whoever asks for a queue
+        that is not: so each has a channel of its own, some at a time."""
+        answers: dict[str, int | None] = {}
+        with self._lock:
+            self._connect()
+            for start in range(0, len(queues), _AT_A_TIME):
+                some = queues[start : start + _AT_A_TIME]
+                for queue in some:
+                    self._link.connection.channel(on_open_callback=partial(_ask, queue, answers))
+                if not self._link.run_until(partial(_has, answers, start + len(some)), ANSWER_S):
+                    raise BrokerTimeout(f"RabbitMQ at {self._link.where} did not answer within {ANSWER_S:g} s.")
+        return answers
 
     def purge(self, queue: str) -> int:
         """Deletes what is ready in a queue; returns how many."""
@@ -204,6 +221,21 @@ class Look:
 
     def _channel_closed(self, _channel: Any, reason: Any) -> None:
         self._closed_by = reason
+
+
+def _has(answers: Sized, number: int) -> bool:
+    return len(answers) >= number
+
+
+def _ask(queue: str, answers: dict[str, int | None], channel: Any) -> None:
+    """Asks how many messages are ready in a queue, and closes the channel."""
+
+    def is_there(frame: Any) -> None:
+        answers[queue] = int(frame.method.message_count)
+        channel.close()
+
+    channel.add_on_close_callback(lambda _channel, _reason: answers.setdefault(queue, None))
+    channel.queue_declare(queue, passive=True, callback=is_there)
 
 
 def open_channel(link: Link) -> Any:

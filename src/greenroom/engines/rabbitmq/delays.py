@@ -4,14 +4,18 @@ A queue of RabbitMQ looks at the age of the message at its head alone, so one qu
 therefore written in digits of base 32, in units of 32 ms, and there is a queue for each digit of each level, made when
 it is needed first::
 
-    delay = 90 s = 2813 units = 2 * 32^2 + 23 * 32 + 29        greenroom.delay.quorum.2.2    65.5 s
+    delay = 90 s = 2813 units = 2 * 32^2 + 23 * 32 + 29        greenroom.delay.quorum.0.29    0.9 s
                                                                greenroom.delay.quorum.1.23   23.6 s
-                                                               greenroom.delay.quorum.0.29    0.9 s
+                                                               greenroom.delay.quorum.2.2    65.5 s
 
-A message goes through one queue a level at the most, the longest first. When its time there is over the broker moves it
-to the exchange of the next level, which reads the next digit in its headers; a digit of 0 is passed by. Level 0 has the
-digits 1 to 32, so every message goes through it, and from there to the exchange ``due``, which knows the queues by
-their names. Nobody has to be there while that happens.
+A message goes through one queue a level at the most, the shortest first. When its time there is over the broker moves
+it to the exchange of the next level, which reads the next digit in its headers; a digit of 0 is passed by, and the end
+of the digits leads to the exchange ``due``, which knows the queues by their names. Level 0 has the digits 1 to 32, so
+every message goes through it. Nobody has to be there while that happens.
+
+The shortest first: what is sent in a burst would leave the queue of its highest digit as that burst. (Measured with
+30 000 messages sent within 3 s, due over a minute: with the longest first half of them were 2 s late, some 5 s.) And a
+server that was down in the longest stretch of a delay does not prolong it.
 
 All queues share the levels: 191 queues at the most, 32 for delays below a second, 95 for those below 17 minutes.
 
@@ -19,7 +23,9 @@ All queues share the levels: 191 queues at the most, 32 for delays below a secon
   carries the rest along (``Meta.rest_ms``), and whoever receives it delays it again.
 * **Nothing is lost on the way**, where the server can move messages between quorum queues with confirms (3.10 and
   later). Between classic queues it moves them without: what is on its way between two of them is lost if the server is
-  killed in that moment.
+  killed in that moment. A quorum queue that the server has made within the last second is not safe either: a
+  ``kill -9`` of RabbitMQ 3.10.8 then forgets it, with what is in it (in 5 of 5 kills right after the first delayed
+  messages that a virtual host ever saw, in none of 2 a second later).
 * A message whose queue was deleted meanwhile goes to ``stray``, and from there on when the queue is declared again.
 """
 
@@ -34,6 +40,8 @@ LEVELS = 6
 #: The longest delay of one passage: 397 days.
 LONGEST_MS = UNIT_MS * _BASE**LEVELS
 PREFIX = "greenroom."
+#: Stands where the digit of the next level would: there is none.
+_END = -1
 
 #: Since this version messages are moved between quorum queues with confirms.
 SAFE_SINCE = (3, 10)
@@ -89,8 +97,9 @@ class Levels:
         found = digits(delay_ms)
         top = max(level for level in range(LEVELS) if found[level])
         headers = {_header(level): found[level] for level in range(top + 1)}
+        headers[_header(top + 1)] = _END
         queues = tuple(self.queue(level, found[level]) for level in range(top + 1) if found[level])
-        return Passage(self._exchange(top), headers, (self.base, *queues))
+        return Passage(self._exchange(0), headers, (self.base, *queues))
 
     def queue(self, level: int, digit: int) -> str:
         """The name of the queue of a digit."""
@@ -113,7 +122,7 @@ class Levels:
         level, digit = map(int, name.rsplit(".", 2)[1:])
         arguments = {
             "x-message-ttl": ttl_ms(level, digit),
-            "x-dead-letter-exchange": self._exchange(level - 1),
+            "x-dead-letter-exchange": self._exchange(level + 1),
             **self._kind_arguments(),
         }
         match = {"x-match": "all", _header(level): digit}
@@ -142,19 +151,17 @@ class Levels:
     def _base_steps(self) -> list[Step]:
         steps = [_exchange_step(self._exchange(level), "headers") for level in range(LEVELS)]
         for level in range(1, LEVELS):
-            passing = {"x-match": "all", _header(level): 0}
-            steps.append(
-                Step(
-                    "exchange_bind",
-                    {
-                        "destination": self._exchange(level - 1),
-                        "source": self._exchange(level),
-                        "routing_key": "",
-                        "arguments": passing,
-                    },
-                )
-            )
+            steps.append(self._pass(level, _END, self.due))
+            if level < LEVELS - 1:
+                steps.append(self._pass(level, 0, self._exchange(level + 1)))
         return steps
+
+    def _pass(self, level: int, digit: int, destination: str) -> Step:
+        """What lets messages with this digit pass a level by."""
+        match = {"x-match": "all", _header(level): digit}
+        source = self._exchange(level)
+        bind = {"destination": destination, "source": source, "routing_key": "", "arguments": match}
+        return Step("exchange_bind", bind)
 
     def _kind_arguments(self) -> dict[str, Any]:
         if self.kind != "quorum":
@@ -166,7 +173,7 @@ class Levels:
         }
 
     def _exchange(self, level: int) -> str:
-        return f"{self.base}.{level}" if level >= 0 else self.due
+        return f"{self.base}.{level}" if level < LEVELS else self.due
 
 
 def _header(level: int) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from datetime import datetime
 from typing import Any
 
 from ...ports.admin import DeadLetter, Peeked
@@ -30,7 +31,7 @@ def _by_the_broker(headers: dict[str, Any]) -> tuple[int, ErrorText | None]:
         return 0, None
     reason = str(deaths[0].get("reason", "unknown"))
     time = deaths[0].get("time")
-    died_ms = int(time.timestamp() * 1000) if hasattr(time, "timestamp") else 0
+    died_ms = int(time.timestamp() * 1000) if isinstance(time, datetime) else 0
     return died_ms, ErrorText("DeadLettered", f"RabbitMQ has dead-lettered it: {reason}")
 
 

@@ -15,6 +15,7 @@ from pika.exceptions import AMQPError, ChannelClosedByBroker
 from ...backoff import full_jitter_s
 from ...errors import BrokerError, BrokerTimeout
 from ...logging import get_logger
+from .connection import CONSUMING
 from .errors import QueueMismatch, channel_error, translate
 from .prefetch import DOWN_EVERY_S, Prefetch
 from .tap import Tap, TapState
@@ -22,6 +23,8 @@ from .unacked import Epoch, Unacked
 
 #: Seconds that connecting may take before its caller hears of it.
 CONNECT_S = 5.0
+#: Seconds that the goodbye may take: who hangs up earlier may have acknowledged in vain, and that runs again.
+GOODBYE_S = 5.0
 #: Seconds for which a trip waits for the first messages of a queue that it has just begun to consume.
 FIRST_MESSAGES_S = 1.0
 #: Seconds between two tries to declare a queue that the broker has refused.
@@ -43,7 +46,7 @@ class Line:
         self._transport = transport
         self._prefetch = prefetch
         self._on_lost = on_lost
-        self._link = transport.link("consume", on_open=self._linked, on_lost=self._unlinked)
+        self._link = transport.link(CONSUMING, on_open=self._linked, on_lost=self._unlinked)
         self.loop = self._link.loop
         self._channel: Any = None
         self._declarer: Any = None
@@ -80,7 +83,14 @@ class Line:
         """Says goodbye: the broker takes back all that is not settled."""
         self.epoch = None
         self._channel = None
-        self._link.close()
+        self._link.close(GOODBYE_S)
+
+    def arrive(self) -> None:
+        """For tests: waits until the broker has done all that it was told here."""
+        if self.epoch is not None:
+            answers: list[Any] = []
+            self._channel.basic_qos(callback=answers.append)
+            self._link.run_until(lambda: answers or self.epoch is None, CONNECT_S)
 
     def drop(self) -> None:
         """For tests: cuts the connection, as the network does."""

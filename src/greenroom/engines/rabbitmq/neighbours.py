@@ -22,6 +22,7 @@ from ...host.deaths import EVIDENCE_S, EVIDENCE_STEP_S, Inquest, worker_name
 from ...host.liveness import LockFile, close_lock_file, open_lock_file
 from ...host.run_folder import make_run_folder
 from ...logging import get_logger
+from .ledger import Ledger
 
 #: One for all brokers: storage ids tell messages apart, wherever they are kept.
 FOLDER = "rabbitmq"
@@ -31,6 +32,7 @@ _DEAD = "dead-"
 _MODE = 0o600
 #: For how long, in seconds, the board of a dead process is kept: what it ran is handed out long before.
 KEPT_S = 24 * 3600.0
+_ELSEWHERE = "a worker on another host has died"
 #: How many of them are kept.
 MOST_KEPT = 1000
 
@@ -120,10 +122,12 @@ class Neighbours:
 
     Parameters:
       clock: When something was found.
+      ledger: What other hosts know; None if they do not tell.
     """
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: Clock, ledger: Ledger | None = None) -> None:
         self._clock = clock
+        self._ledger = ledger
         self._folder = make_run_folder(FOLDER)
         self._locks = open_lock_file(self._folder / _LOCKS, _MODE)
         self._inquest = Inquest(SYSTEM_CLOCK)  # the dead are real, whatever clock a test moves
@@ -156,7 +160,14 @@ class Neighbours:
         if mark in self._running and now_s - self._waits_s.setdefault(mark, now_s) < EVIDENCE_S:
             return None
         self._waits_s.pop(mark, None)
-        return sorted((fallen for fallen in self._fallen.values() if mark in fallen.marks), key=_found_ms)
+        here = sorted((fallen for fallen in self._fallen.values() if mark in fallen.marks), key=_found_ms)
+        elsewhere = self._ledger.read(mark) - len(here) if self._ledger is not None else 0
+        return [Fallen(frozenset((mark,)), _ELSEWHERE, self._clock.now_ms())] * elsewhere + here
+
+    def tell(self) -> None:
+        """Has other hosts know of those that died here."""
+        if self._ledger is not None:
+            self._look()
 
     def _look(self) -> None:
         self._running.clear()
@@ -173,7 +184,8 @@ class Neighbours:
         else:
             death = self._inquest.death_of(path.name, worker_name(unquote(name), int(pid)), path)
         if death is not None:
-            self._fallen[path.name] = Fallen(death.charged, death.evidence, self._clock.now_ms())
+            if self._ledger is None or self._ledger.write(f"{pid}.{name}.{path.stat().st_ino}", death.charged):
+                self._fallen[path.name] = Fallen(death.charged, death.evidence, self._clock.now_ms())
         elif (board := Board.open(path)) is not None:
             self._running |= board.running()
 

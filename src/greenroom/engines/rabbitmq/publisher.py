@@ -80,6 +80,7 @@ class Publisher:
         """
         parcel = Parcel(publications)
         deadline_s = monotonic() + timeout_s
+        heard = self._link.heard
         self._inbox.append(parcel)
         while not parcel.done:
             if self._turns.take(parcel, deadline_s):
@@ -89,6 +90,7 @@ class Publisher:
                     self._turns.hand_on()
             if not parcel.done and monotonic() >= deadline_s:
                 self._give_up(parcel, timeout_s)
+                self._drop_if_silent(heard)
         if parcel.error is not None:
             raise _placed(parcel.error, parcel)
 
@@ -181,6 +183,14 @@ class Publisher:
                 f"RabbitMQ at {self._link.where} did not accept a message within {timeout_s:g} s.{why}", outcome=outcome
             ),
         )
+
+    def _drop_if_silent(self, heard: int) -> None:
+        """A connection on which nothing has come for so long may lead nowhere: the next sender opens another one."""
+        if self._link.heard == heard and self._link.blocked is None and self._turns.try_take():
+            try:
+                self._link.drop()
+            finally:
+                self._turns.hand_on()
 
     # --- driving
 

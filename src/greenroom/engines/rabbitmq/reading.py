@@ -102,7 +102,8 @@ class Reader:
         new = len(past.incidents)
         earlier = _delivery_count(arrived.properties)
         if new:
-            logger.warning("Message %s: %s.", one_line(id, 64), past.incidents[-1].error.message)  # type: ignore[union-attr]
+            told = past.incidents[-1].error
+            logger.warning("Message %s ran when a worker died: %s.", one_line(id, 64), told.message if told else "")
         crashes = past.meta.crashes + (new or max(0, earlier - FORGIVEN_DELIVERIES))
         before = past.meta.attempt + max(int(arrived.redelivered), earlier, new)
         mark = mark_of(id, past.meta.crashes)

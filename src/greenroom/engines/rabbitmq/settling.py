@@ -12,7 +12,7 @@ lost, and counted.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from time import monotonic
 from typing import Any
 
@@ -189,10 +189,12 @@ class Settler:
 
     # --- what is published
 
-    def move(self, tag: int, publication: Publication) -> None:
-        """Publishes what takes a message's place, and acknowledges it then: for what is not handed out here."""
-        entry = self._open[tag] = Open(tag, [publication], None)
-        self._submit([entry])
+    def move(self, moved: Mapping[int, Publication]) -> None:
+        """Publishes what takes the place of messages, by their tags, and acknowledges them then: for what is not handed
+        out here."""
+        entries = [Open(tag, [publication], None) for tag, publication in moved.items()]
+        self._open.update((entry.tag, entry) for entry in entries)
+        self._submit(entries)
 
     def _past(self, delivery: Delivery) -> Past:
         kept = self._line.unacked[delivery.token[1]]

@@ -72,6 +72,7 @@ class RabbitmqTransport(RabbitmqAdmin):
             history=True,
             counts_delayed=False,
             counts_claimed=False,
+            lists_queues=False,
             max_body=max_body,
         )
         self.routes = Routes(self._ask_for_levels, dramatiq=dramatiq)
@@ -79,7 +80,8 @@ class RabbitmqTransport(RabbitmqAdmin):
         self._confirm = confirm
         self._publish_timeout_s = publish_timeout_s
         self._queues: set[str] = set()
-        self._absent: dict[str, float] = {}
+        self._present_levels: set[str] = set()
+        self._absent_until_s = 0.0
         self._process: PerProcess[ProcessShare] = PerProcess(self._open)
 
     def _open(self) -> ProcessShare:

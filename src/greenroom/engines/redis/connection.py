@@ -6,7 +6,8 @@ server does, and so are its retries: whether a thing may be done again only we k
 
 from __future__ import annotations
 
-import select
+import encodings.idna  # noqa: F401  # a fork in the middle of the first connect would leave it half imported for good
+import inspect
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
@@ -17,8 +18,9 @@ import redis.exceptions as theirs
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from ... import failpoints
 from ...clock import SYSTEM_CLOCK
-from ...errors import BrokerReadOnly
+from ...errors import BrokerError, BrokerReadOnly, ConnectionClosed
 from .errors import Unsent, translate, translate_connect
 
 Argument = bytes | str | int | float
@@ -59,7 +61,7 @@ pack = _packer()
 class Connection:
     """One connection. Used by one thread at a time; connects at its first use."""
 
-    __slots__ = ("_raw", "used_at_s", "where")
+    __slots__ = ("_raw", "owed", "point", "used_at_s", "where")
 
     def __init__(self, raw: Any, where: str) -> None:
         self._raw = raw
@@ -67,6 +69,10 @@ class Connection:
         self.where = where
         #: When it was put aside, on the monotonic clock.
         self.used_at_s = 0.0
+        #: How many answers are yet to be read.
+        self.owed = 0
+        #: The failpoint that is passed between a command and its answer.
+        self.point = ""
 
     def connect(self) -> None:
         """Connects and logs in, if it has not.
@@ -79,7 +85,8 @@ class Connection:
         except BaseException as e:
             self._raw.disconnect()
             if isinstance(e, _THEIRS):
-                raise translate_connect(e, self.where) from e
+                by_tls = isinstance(self._raw, redis.SSLConnection)
+                raise translate_connect(e, self.where, by_tls=by_tls) from e
             raise
 
     @property
@@ -88,8 +95,15 @@ class Connection:
         return self._raw._sock is not None
 
     def fileno(self) -> int:
-        """The socket's descriptor, to be polled."""
-        number: int = self._raw._sock.fileno()
+        """The socket's descriptor, to be polled.
+
+        Raises:
+          ConnectionClosed: If it is not open.
+        """
+        sock = self._raw._sock
+        number: int = -1 if sock is None else sock.fileno()
+        if number < 0:  # another thread could not send, and has closed it
+            raise ConnectionClosed(f"The connection to the Redis server at {self.where} was lost.")
         return number
 
     def call(self, *args: Argument) -> Any:
@@ -116,9 +130,11 @@ class Connection:
         raw = self._raw
         if raw._sock is None:
             self.connect()
+        self.owed += 1
         try:
             raw.send_packed_command((packed,), check_health=False)
         except _THEIRS as e:
+            self.owed = 0
             raise Unsent(f"The connection to the Redis server at {self.where} was lost: {e}") from e
 
     def read(self) -> Any:
@@ -127,14 +143,19 @@ class Connection:
         Raises:
           BrokerError: What the server says, or that it says nothing.
         """
+        if failpoints.armed:
+            failpoints.hit(self.point)
         try:
-            return self._raw.read_response()
+            answer = self._raw.read_response()
+            self.owed -= 1
+            return answer
         except theirs.ResponseError as e:
+            self.owed -= 1
             error = translate(e, self.where)
             if isinstance(error, BrokerReadOnly):
                 self.close()  # the primary may be elsewhere by now: the address is looked up anew
         except BaseException as e:
-            self._raw.disconnect()  # or the next one would read the answer that is yet to come
+            self.close()  # or the next one would read the answer that is yet to come
             if not isinstance(e, _THEIRS):
                 raise
             raise translate(e, self.where) from e
@@ -155,12 +176,14 @@ class Connection:
         """Whether the server has closed it while it was not used: whatever it has to say then is a farewell."""
         if self._raw._sock is None or SYSTEM_CLOCK.monotonic() - self.used_at_s < FRESH_S:
             return False
-        poll = select.poll()
-        poll.register(self._raw._sock, select.POLLIN)
-        return bool(poll.poll(0))
+        try:
+            return self.has_answer()
+        except BrokerError:
+            return True
 
     def close(self) -> None:
         """Closes it. It connects again at its next use."""
+        self.owed = 0
         with suppress(*_THEIRS):
             self._raw.disconnect()
 
@@ -181,12 +204,16 @@ class Connector:
         if pool is None:
             raise TypeError(f"client= takes a redis.Redis, not {type(client).__name__}.")
         self._class = pool.connection_class
+        if inspect.iscoroutinefunction(self._class.connect):
+            raise TypeError("client= takes a redis.Redis, not one for coroutines: actors and asend() need none.")
         kwargs = {name: value for name, value in pool.connection_kwargs.items() if name not in _NOT_OURS}
         kwargs = {name: value for name, value in kwargs.items() if not name.startswith("orig_")}
         for name in ("socket_timeout", "socket_connect_timeout"):
             if kwargs.get(name) is None:
                 kwargs[name] = TIMEOUT_S
         kwargs["socket_timeout"] = max(kwargs["socket_timeout"], patience_s)
+        #: Seconds that an answer is waited for.
+        self.timeout_s: float = kwargs["socket_timeout"]
         kwargs.update(
             decode_responses=False,
             health_check_interval=0,
@@ -199,7 +226,11 @@ class Connector:
         #: Where the server is, without passwords, and the number of the database.
         self.where = _where(kwargs)
         self._kwargs = kwargs
-        self.new()  # or a setting that nobody knows would be found at the first use
+        # At once, or a setting that nobody knows would be found at the first use. What redis-py says of itself to the
+        # server takes it a millisecond to find out.
+        driver_info = getattr(self._class(**kwargs), "driver_info", None)
+        if driver_info is not None:
+            kwargs["driver_info"] = driver_info
 
     def new(self, **settings: Any) -> Connection:
         """A connection that is not open yet.
@@ -239,7 +270,10 @@ class FreeConnections:
         return connection
 
     def give_back(self, connection: Connection) -> None:
-        """For others to use."""
+        """For others to use; closed if its user was interrupted before it has read all answers."""
+        if connection.owed > 0:
+            connection.close()
+        connection.point = ""
         connection.used_at_s = SYSTEM_CLOCK.monotonic()
         self._free.append(connection)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import suppress
 
@@ -22,6 +22,7 @@ from ...ports.transport import MAX_TRIP, ConsumerClosed, Delivery, Exchange, Inc
 from .history import incidents_of
 from .idling import Idling
 from .owner import Owner
+from .pulse import Task
 from .retention import Retention
 from .share import ProcessShare
 from .slots import end_slots
@@ -58,6 +59,8 @@ class RedisConsumer:
         self._retention = retention
         self._purge_at = 0.0
         self._closed = False
+        #: Called when it is closed, before anything is given back. Raises nothing.
+        self.also_close: Callable[[], None] | None = None
         self._waiter = Waiter(share.connector.new(), share.call)
         self._owner = Owner(share, name, clock, lease_ms)
         self._idling = Idling(lease_ms)
@@ -67,14 +70,14 @@ class RedisConsumer:
 
     def subscribe(self, queues: Collection[str]) -> None:
         """Adds queues to claim from; ends a pause of theirs."""
-        self._check_usable()
+        self.check_usable()
         self._queues += [queue for queue in queues if queue not in self._queues]
         self._paused.difference_update(queues)
         self._idling.end()
 
     def pause(self, queues: Collection[str]) -> None:
         """Stops claiming from these queues."""
-        self._check_usable()
+        self.check_usable()
         self._paused.update(queues)
 
     def _active(self, skip: AbstractSet[str]) -> list[str]:
@@ -99,7 +102,7 @@ class RedisConsumer:
         What is pushed with settlements and does not go into one command (64 MiB) goes in several, each with the
         settlements that it belongs to.
         """
-        self._check_usable()
+        self.check_usable()
         if len(settle) > MAX_TRIP:
             raise ValueError(f"A trip carries at most {MAX_TRIP} settlements, not {len(settle)}.")
         if self._clock.monotonic() >= self._look_at:
@@ -145,6 +148,8 @@ class RedisConsumer:
         self._skip = skip
         self._idling.made_trip(found_nothing=bool(queues) and not brought.deliveries and not more)
         self.trips.applied = [*settled, *brought.settled] if settled else brought.settled
+        if brought.answer is None:  # what came late is not ours any more either
+            carried = []
         found = carried + brought.deliveries if carried else brought.deliveries
         return Exchange(found, self.trips.applied, [*lost, *brought.lost], refused, more)
 
@@ -244,20 +249,29 @@ class RedisConsumer:
         self._look_at = 0.0
         self._waiter.ring()
 
+    def is_cut_off(self) -> bool:
+        """Any thread: True if its lease may have ended."""
+        return self._owner.is_cut_off()
+
     def extend(self) -> None:
         """Any thread: renews the lease."""
         if not self._closed and os.getpid() == self._pid and not self._owner.renew():
             self._idling.end()
             self.reap_soon()
 
+    def in_background(self, task: Task) -> None:
+        """Any thread: has the thread that renews the lease do something short."""
+        if not self._closed and os.getpid() == self._pid:
+            self._owner.in_background(task)
+
     def board(self, places: int, *, parent_pid: int = 0) -> Board:
         """Where the executors say what they run. See the port."""
-        self._check_usable()
+        self.check_usable()
         return self._owner.make_board(places, parent_pid)
 
     def history(self, delivery: Delivery) -> Sequence[Incident]:
         """What befell a delivery before, the oldest first; nothing if it is not held any more."""
-        self._check_usable()
+        self.check_usable()
         if delivery.token != self._owner.id:
             return ()
         keys = self._share.keys
@@ -270,7 +284,7 @@ class RedisConsumer:
     def wait(self, timeout_s: float) -> None:
         """Returns when something may be ready, at the next due time, after ``wake`` or after ``timeout_s``; or when it
         is time to look around."""
-        self._check_usable()
+        self.check_usable()
         now = self._clock.monotonic()
         until = min(now + timeout_s, self._due_at, self._look_at)
         if self._carried or self.trips.is_in_doubt:
@@ -290,11 +304,14 @@ class RedisConsumer:
             return
         self._closed = True
         self._share.consumers.discard(self)
+        if self.also_close is not None:
+            self.also_close()
         self._waiter.close()
         self.trips.close()
         self._owner.leave()
 
-    def _check_usable(self) -> None:
+    def check_usable(self) -> None:
+        """Raises ``ConsumerClosed`` for one that was closed, or belongs to another process."""
         if self._closed:
             raise ConsumerClosed("This consumer was closed.")
         if os.getpid() != self._pid:

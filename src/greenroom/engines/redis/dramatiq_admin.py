@@ -127,14 +127,18 @@ class DramatiqAdmin:
             total += count
         return total
 
-    def purge_dead(self, queue: str, until_ms: int | None = None) -> int:
-        """Deletes dead letters, all or those that died until then; returns how many."""
-        key = self._layout.dead_of(queue)[0]
-        highest: Argument = b"+inf" if until_ms is None else until_ms
+    def purge_dead(self, queue: str) -> int:
+        """Deletes all dead letters; returns how many."""
         total = 0
-        while ids := self._share.call(b"ZRANGEBYSCORE", key, b"-inf", highest, b"LIMIT", 0, DROP_CHUNK):
-            total += self.replace(queue, {id_.decode(): None for id_ in ids})
+        while count := self.drop_dead(queue, b"+inf"):
+            total += count
         return total
+
+    def drop_dead(self, queue: str, until_ms: Argument) -> int:
+        """Deletes up to ``DROP_CHUNK`` of the dead letters that died until then; returns how many."""
+        key = self._layout.dead_of(queue)[0]
+        ids = self._share.call(b"ZRANGEBYSCORE", key, b"-inf", until_ms, b"LIMIT", 0, DROP_CHUNK)
+        return self.replace(queue, {id_.decode(): None for id_ in ids})
 
     def fetch(self, owner: str, place: Place, limit: int) -> list[Claim]:
         """Claims the first messages of a list for ``owner``, whatever they say of their time."""

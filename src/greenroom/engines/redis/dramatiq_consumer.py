@@ -21,6 +21,7 @@ from ...errors import BrokerError, DecodeError
 from ...logging import get_logger
 from ...ports.store import StoreOp
 from ...ports.transport import Delivery, Envelope, Settlement
+from .connection import Connection
 from .dramatiq_bury import mark_of
 from .dramatiq_delayed import DelayedReader
 from .dramatiq_heartbeats import TakeOver
@@ -29,6 +30,10 @@ from .dramatiq_layout import Claim, DramatiqLayout, Enqueued, Look, Place, Step,
 #: Seconds between two looks, while a process of Dramatiq's lives and when none does.
 BUSY_LOOK_S = 0.1
 IDLE_LOOK_S = 1.0
+#: Seconds after which a look is made that no trip has carried: those that write results carry none.
+OVERDUE_S = 2.0
+#: Seconds until the next look after one that the server has refused.
+REFUSED_LOOK_S = 10.0
 #: Seconds between two signs of life, unless the others lose patience sooner.
 BEAT_INTERVAL_S = 5.0
 
@@ -63,7 +68,7 @@ class _Plan(NamedTuple):
 
 
 class DramatiqConsumer:
-    """Owned by the pump's thread; ``beat`` may be called by any.
+    """Owned by the pump's thread; ``is_beat_due`` and ``beat`` may be called by any.
 
     Parameters:
       layout: Dramatiq's keys.
@@ -135,12 +140,14 @@ class DramatiqConsumer:
         """Somebody has enqueued something."""
         self._come_back(True, 0.0)
 
-    def beat(self) -> None:
-        """Any thread: a sign of life, if it holds anything and has given none for long."""
-        now_s = self._clock.monotonic()
-        if self._held and now_s >= self._beat_at + self._beat_interval_s:
-            self._beat_at = now_s
-            self._layout.beat(self.name, self._server_ms(now_s))
+    def is_beat_due(self) -> bool:
+        """Any thread: whether it holds anything and has given no sign of life for long."""
+        return bool(self._held) and self._clock.monotonic() >= self._beat_at + self._beat_interval_s
+
+    def beat(self, connection: Connection) -> None:
+        """Any thread: a sign of life. Raises as ``Connection.call``."""
+        self._beat_at = now_s = self._clock.monotonic()
+        self._layout.beat(connection, self.name, self._server_ms(now_s))
 
     def _server_ms(self, now_s: float) -> int:
         return int(now_s * 1000 + self._server_offset_ms)
@@ -156,9 +163,22 @@ class DramatiqConsumer:
           BrokerError: As ``Consumer.exchange``: the same trip may be made again.
         """
         now_s = self._clock.monotonic()
-        looks = bool(queues) and limit > 0 and now_s >= self._look_at and (self._is_worth or self._is_busy(now_s))
+        looks = bool(queues) and limit > 0 and self._is_look_due(now_s)
         if not settle and not looks:
             return Answer((), (), (), (), False)
+        try:
+            return self._exchange(settle, queues, limit, now_s, looks=looks)
+        except BrokerError as e:
+            if not looks or type(e) is not BrokerError:
+                raise
+            self._give_up_looking(e, now_s)
+            if settle:  # made again, it only settles
+                raise
+            return Answer((), (), (), (), False)
+
+    def _exchange(
+        self, settle: Sequence[Settlement], queues: Sequence[str], limit: int, now_s: float, *, looks: bool
+    ) -> Answer:
         if self._is_unsure:
             self._give_back_unknown(queues)
         plan = self._plan(settle)
@@ -203,6 +223,16 @@ class DramatiqConsumer:
         self._is_unsure = False
 
     # --- looking
+
+    def _is_look_due(self, now_s: float) -> bool:
+        if now_s < self._look_at:
+            return False
+        return self._is_worth or self._is_busy(now_s) or now_s >= self._look_at + OVERDUE_S
+
+    def _give_up_looking(self, error: BrokerError, now_s: float) -> None:
+        """The server has refused a look, so something there is not Dramatiq's. Our own layout must not suffer."""
+        logger.error("Dramatiq's queues cannot be looked at: %s", error)
+        self._is_worth, self._look_at = False, now_s + REFUSED_LOOK_S
 
     def wants_look(self) -> bool:
         """Whether a cheap look will do next, and it is time for it."""

@@ -54,10 +54,11 @@ class DramatiqCounters:
 
     def wait(self, key: str, timeout_s: float | None) -> bool:
         """Waits until ``tell`` is called, here or by a program of Dramatiq's; False after the timeout."""
+        longest_s = min(_SLICE_S, self._share.connector.timeout_s / 2)
         deadline_s = None if timeout_s is None else SYSTEM_CLOCK.monotonic() + timeout_s
         while True:
-            left_s = _SLICE_S if deadline_s is None else deadline_s - SYSTEM_CLOCK.monotonic()
-            slice_s = max(0.001, min(_SLICE_S, left_s))  # 0 is for ever
+            left_s = longest_s if deadline_s is None else deadline_s - SYSTEM_CLOCK.monotonic()
+            slice_s = max(0.001, min(longest_s, left_s))  # 0 is for ever
             if self._share.call(b"BRPOPLPUSH", key, key, f"{slice_s:.3f}") is not None:
                 return True
             if left_s <= 0:

@@ -68,6 +68,10 @@ class Heartbeats:
             if now_s - seen.since_s >= self._timeout_s and name != me and name not in self._settled:
                 yield name, seen.score
 
+    def revive(self, name: str, now_s: float) -> None:
+        """Says that a process has given a sign of life, which is not read yet."""
+        self._seen[name] = self._seen[name]._replace(since_s=now_s)
+
     def settle(self, name: str) -> None:
         """Says that a dead process holds nothing any more."""
         self._settled.add(name)
@@ -108,6 +112,7 @@ class TakeOver:
             for place in [Place(queue, delayed) for queue in queues for delayed in (False, True)]:
                 taken = self._layout.take_over(name, score, place, TAKEOVER_CHUNK)
                 if taken < 0:
+                    self.heartbeats.revive(name, now_s)
                     break
                 count += taken
                 if taken == TAKEOVER_CHUNK:

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 from ...message import Message, decode_message
 from ...names import dq_name
-from .connection import Argument
+from .connection import Argument, Connection
 from .keys import PRIORITY_BASE, SEQ_SPAN, Keys
 from .scripts import load_alone
 from .share import ProcessShare
@@ -267,9 +267,9 @@ class DramatiqLayout:
         """Takes a process that has claimed nothing out of the heartbeats."""
         self._share.call(b"ZREM", self.heartbeats_key, owner)
 
-    def beat(self, owner: str, now_ms: int) -> None:
+    def beat(self, connection: Connection, owner: str, now_ms: int) -> None:
         """A sign of life, unless the process is thought to be dead already."""
-        self._share.call(b"ZADD", self.heartbeats_key, b"XX", now_ms, owner)
+        connection.call(b"ZADD", self.heartbeats_key, b"XX", now_ms, owner)
 
     def now_ms(self) -> int:
         """The server's time."""

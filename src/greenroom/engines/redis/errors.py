@@ -34,8 +34,10 @@ def is_unknown(error: BrokerError) -> bool:
     return isinstance(error, (ConnectionClosed, BrokerTimeout)) and not isinstance(error, Unsent)
 
 
-def translate_connect(error: BaseException, where: str) -> BrokerError:
+def translate_connect(error: BaseException, where: str, *, by_tls: bool = False) -> BrokerError:
     """The error of ours for one that came while a connection was made; to be raised ``from`` it."""
+    if by_tls and isinstance(error, theirs.TimeoutError):
+        return ConnectionFailed(f"The Redis server at {where} cannot be reached: {error}; does it speak TLS at all?")
     if isinstance(error, (theirs.ResponseError, theirs.AuthenticationError)):
         return translate(error, where)
     return ConnectionFailed(f"The Redis server at {where} cannot be reached: {error}")

@@ -46,28 +46,36 @@ local function tell(number, ids, scores, parts)
   return {number, ids, scores, extras, parts}
 end
 
--- Claims of a queue, less than `n` where there is no room for more: its number, ids, ready scores (only the first where
--- they are numbered through), and what there is to tell.
+-- The ready scores of ids, the first of a queue; and whether they are numbered through. Most often they are, and then
+-- counting is cheaper than having the server write so many numbers as text.
+local function scores_of(k, ids)
+  local n = #ids
+  local first, last = call('ZRANGE', KEYS[k], 0, 0, 'WITHSCORES')[2], call('ZRANGE', KEYS[k], n - 1, n - 1, 'WITHSCORES')[2]
+  local scores = {}
+  if last - first == n - 1 then
+    local text = count_from(tonumber(first))
+    for i = 1, n do scores[i] = text() end
+    return scores, true
+  end
+  local z = call('ZRANGE', KEYS[k], 0, n - 1, 'WITHSCORES')
+  for i = 1, n do scores[i] = z[2 * i] end
+  return scores, false
+end
+
+-- Claims the first `n` of a queue, less where there is no room for them: its number, ids, ready scores (only the first
+-- where they are numbered through), and what there is to tell.
 local function claim(number, n)
   local k = FIRST + (number - 1) * WIDTH
-  local z, ids = call('ZPOPMIN', KEYS[k], n), {}
-  for i = 1, #z, 2 do ids[#ids + 1] = z[i] end
+  local ids = call('ZRANGE', KEYS[k], 0, n - 1)
   local parts, fits = bodies_of(k, ids)
-  if fits < #ids then
-    local rest = {}
-    for i = #ids, fits + 1, -1 do
-      rest[#rest + 1] = table.remove(z)
-      rest[#rest + 1] = table.remove(z)
-      ids[i] = nil
-    end
-    call('ZADD', KEYS[k], unpack(rest))
-  end
-  local scores = {z[2]}
-  if z[#z] - z[2] ~= #ids - 1 then
-    for i = 2, #ids do scores[i] = z[2 * i] end
-  end
-  z[2] = string.rep('0', 65) .. z[2] -- too long for the encoding of small hashes, in which a look-up takes as long as a list
-  call('HSET', KEYS[k + 6], unpack(z))
+  for i = #ids, fits + 1, -1 do ids[i] = nil end
+  local scores, is_counted = scores_of(k, ids)
+  call('ZREMRANGEBYRANK', KEYS[k], 0, #ids - 1)
+  local h = {}
+  for i = 1, #ids do h[2 * i - 1] = ids[i]; h[2 * i] = scores[i] end
+  h[2] = string.rep('0', 65) .. h[2] -- too long for the encoding of small hashes, in which a look-up takes as long as a list
+  call('HSET', KEYS[k + 6], unpack(h))
+  if is_counted then scores = {scores[1]} end
   return {number, ids, scores}, tell(number, ids, scores, parts)
 end
 
@@ -120,7 +128,14 @@ local function ack_all(k, n, from, index)
       if text then all = false break end
     end
   end
-  if all and call('HDEL', KEYS[k + 6], unpack(ARGV, from, to)) == n then
+  if all then
+    if call('HDEL', KEYS[k + 6], unpack(ARGV, from, to)) < n then -- some are named twice
+      local seen = {}
+      for i = from, to do
+        if seen[ARGV[i]] then lost[#lost + 1] = index + i - from end
+        seen[ARGV[i]] = true
+      end
+    end
     call('HDEL', KEYS[k + 2], unpack(ARGV, from, to))
     if call('EXISTS', KEYS[k + 5]) == 1 then call('HDEL', KEYS[k + 5], unpack(ARGV, from, to)) end
     return
@@ -280,7 +295,7 @@ for _, r in ipairs(ready) do total = total + r[3] end
 local bound = #ready > 1 and total > limit and string.format('%.0f', shares())
 for _, r in ipairs(ready) do
   local i, k, left = r[1], r[2], r[3]
-  local n = bound and call('ZCOUNT', KEYS[k], '-inf', bound) or limit
+  local n = bound and call('ZCOUNT', KEYS[k], '-inf', bound) or math.min(limit, left)
   if n > 0 and room > 0 then
     local c, t = claim(i, n)
     left = left - #c[2]

@@ -1,8 +1,13 @@
-"""A look at a server that changes nothing, for ``greenroom check``. By INFO alone: managed servers refuse CONFIG."""
+"""Looks at a server that change nothing: for ``greenroom check``, and before a worker starts. By INFO alone: managed
+servers refuse CONFIG."""
 
 from __future__ import annotations
 
+from ...errors import ConnectionFailed
+from ...logging import get_logger
 from .share import ProcessShare
+
+logger = get_logger(__name__)
 
 
 def inspect_server(share: ProcessShare) -> dict[str, object]:
@@ -23,6 +28,28 @@ def inspect_server(share: ProcessShare) -> dict[str, object]:
         "queues": share.call("SCARD", share.keys.queues),
         "workers": share.call("HLEN", share.keys.owners),
     }
+
+
+def check_server(share: ProcessShare, *, allow_eviction: bool) -> None:
+    """Before a worker starts: whether the server keeps what it is given.
+
+    Raises:
+      ConnectionFailed: It deletes any keys, messages among them, when its memory is full.
+      BrokerError: It cannot be reached.
+    """
+    facts = _facts_of(share.call("INFO"))
+    policy = facts.get("maxmemory_policy", "noeviction")
+    if policy.startswith("allkeys"):
+        text = f"The Redis server at {share.connector.where} deletes messages when its memory is full: {policy}."
+        if not allow_eviction:
+            raise ConnectionFailed(f"{text} Set its maxmemory-policy to noeviction, or pass allow_eviction=True.")
+        logger.warning(text)
+    if facts.get("aof_enabled", "1") != "1":
+        logger.warning(
+            "The Redis server at %s has no append-only file (appendonly no): when it is killed, what came after its "
+            "last snapshot is lost.",
+            share.connector.where,
+        )
 
 
 def _facts_of(text: bytes) -> dict[str, str]:

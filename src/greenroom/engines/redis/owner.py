@@ -16,7 +16,7 @@ from ...clock import SYSTEM_CLOCK, Clock
 from ...errors import ConnectionFailed
 from ...logging import get_logger
 from .connection import Argument
-from .pulse import Pulse
+from .pulse import Pulse, Task
 from .reaper import OwnerInfo, Reaped, Reaper
 from .run_place import MODE, Neighbour, RunPlace, new_id, number_of
 from .scripts import load, load_alone
@@ -230,7 +230,15 @@ class Owner:
         self._pulse.beat(board.running() if board is not None else ())
         return self._pulse.is_good
 
+    def in_background(self, task: Task) -> None:
+        """Any thread: has the thread that renews the lease do something short."""
+        self._pulse.do(task)
+
     # --- what it says of itself
+
+    def is_cut_off(self) -> bool:
+        """Any thread: True if the lease may have ended, as far as can be told from here."""
+        return self._pulse.is_cut_off()
 
     def make_board(self, places: int, parent_pid: int) -> Board:
         """Makes its board, anew at each call."""

@@ -46,6 +46,7 @@ class Pulse:
         self._wanted = threading.Event()
         self._thread: threading.Thread | None = None
         self._ended = False
+        self._failure: Exception | None = None
         #: False once the server has said that the owner was taken for dead.
         self.is_good = True
 
@@ -58,12 +59,22 @@ class Pulse:
         """A trip has renewed the lease."""
         self._renewed_s = SYSTEM_CLOCK.monotonic()
 
+    def is_cut_off(self) -> bool:
+        """Any thread: True if the lease has not been renewed for so long that it may end before it can be. What is
+        renewed was so some time before its answer came, at most as long as a renewal is waited for."""
+        return SYSTEM_CLOCK.monotonic() - self._renewed_s >= 2 * self._late_s
+
     def beat(self, marks: Collection[int]) -> None:
         """Has the lease renewed if that is due, or if what runs has changed.
 
         Parameters:
           marks: What runs.
+
+        Raises:
+          RuntimeError: The thread that renews it has died.
         """
+        if self._failure is not None:
+            raise RuntimeError("The thread that renews the lease has died.") from self._failure
         self._marks = b" ".join([b"%d" % mark for mark in sorted(marks)])
         is_late = SYSTEM_CLOCK.monotonic() - self._renewed_s >= self._late_s
         if not (is_late or self._marks != self._told) or self._ended:
@@ -87,6 +98,9 @@ class Pulse:
                 self._extend()
             except BrokerError as e:  # the next beat tries again
                 logger.debug("The lease could not be renewed: %s", e)
+            except Exception as e:  # noqa: BLE001  # the next beat raises it
+                self._failure = e
+                break
         self._connection.close()
 
     def _extend(self) -> None:

@@ -2,6 +2,22 @@
 -- A queue is named by where its keys begin in KEYS: ready, delayed, bodies, wake; `names` is where the set of queues is.
 local PAD = '%016.0f'
 
+-- Counts from `x` on, as texts: several times as fast as having each number written.
+local DIGITS = {[0] = '0', '1', '2', '3', '4', '5', '6', '7', '8', '9'}
+local function count_from(x)
+  local digit = x % 10
+  local tens = (x - digit) / 10
+  local prefix = string.format('%.0f', tens)
+  return function()
+    if digit == 10 then
+      tens, digit = tens + 1, 0
+      prefix = string.format('%.0f', tens)
+    end
+    digit = digit + 1
+    return prefix .. DIGITS[digit - 1]
+  end
+end
+
 -- The run that begins at ARGV[at] is: keys, name, base, due ('' for now), count, then id and body of each. `seq` is the
 -- sequence number of its first message. Returns where the next one begins. What is there already stays as it is: an
 -- answer was lost, and its sender asks again.
@@ -17,14 +33,13 @@ local function push_run(at, seq, names)
   if call('HSET', KEYS[k + 2], unpack(ARGV, first, last)) == call('HLEN', KEYS[k + 2]) then
     call('SADD', KEYS[names], name)
   end
-  local z, score = {}, base + seq
+  local z, text = {}, count_from(base + seq)
   for i = first, last, 2 do
-    local id = ARGV[i]
+    local id, score = ARGV[i], text()
     if not there[id] then
       z[#z + 1] = is_late and due or score
       z[#z + 1] = is_late and string.format(PAD, score) .. id or id
     end
-    score = score + 1
   end
   if #z == 0 then return last + 1 end
   if not is_late then

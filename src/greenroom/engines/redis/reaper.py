@@ -13,7 +13,7 @@ does not find the owner any more. So it may be done by anybody, and is done by a
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
@@ -23,9 +23,11 @@ from ...host.deaths import EVIDENCE_STEP_S, Death, Inquest, worker_name
 from ...ports.transport import CRASH, ErrorText
 from .connection import Argument
 from .history import entry_of
-from .run_place import RunPlace
 from .scripts import load
 from .share import ProcessShare
+
+if TYPE_CHECKING:  # who only looks or sends needs no locks on files, which not every system has
+    from .run_place import RunPlace
 
 #: No more than this many messages of an owner are given back in one step: three milliseconds.
 CHUNK = 1000
@@ -45,6 +47,7 @@ class OwnerInfo(msgspec.Struct, frozen=True):
     queues: tuple[str, ...] = ()
 
 
+_encode = msgspec.json.Encoder().encode
 #: What the server knows of an owner, out of its text.
 info_of = msgspec.json.Decoder(OwnerInfo).decode
 
@@ -158,8 +161,19 @@ class Reaper:
     # --- giving back
 
     def _row_of(self, id: str) -> Row | None:
-        found = self._share.call("HGET", self._share.keys.owners, id)
+        found = self._share.call("HGET", self._share.keys.owners, id) or self._row_again(id)
         return None if found is None else Row(found, info_of(found))
+
+    def _row_again(self, id: str) -> bytes | None:
+        """A row for an owner that has a lease and none, since somebody has deleted it: it may have claimed of any
+        queue."""
+        keys = self._share.keys
+        if self._share.call("ZSCORE", keys.leases, id) is None:
+            return None
+        queues = sorted(name.decode() for name in self._share.call("SMEMBERS", keys.queues))
+        text = _encode(OwnerInfo("?", 0, "", tuple(queues)))
+        self._share.call("HSET", keys.owners, id, text)
+        return text
 
     def _bury(self, id: str, row: Row, death: Death, *, lease: float | None = None) -> tuple[int, bool]:
         """Gives back some of what an owner held, and forgets it when that was all; how many messages that were, and

@@ -32,12 +32,10 @@ class Script:
         Raises:
           BrokerError: As ``Connection.call``.
         """
-        command = (b"EVALSHA", self.digest, len(keys), *keys, *args)
         try:
-            return connection.call(*command)
-        except NoScript:  # nothing was done
-            connection.call(b"SCRIPT", b"LOAD", self.text)
-            return connection.call(*command)
+            return connection.call(b"EVALSHA", self.digest, len(keys), *keys, *args)
+        except NoScript:  # nothing was done; EVAL loads it and runs it, so that no SCRIPT FLUSH comes between
+            return connection.call(b"EVAL", self.text, len(keys), *keys, *args)
 
 
 @lru_cache(maxsize=64)

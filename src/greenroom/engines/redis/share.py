@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ...errors import BrokerError
+from ...errors import BrokerError, BrokerTimeout
 from ...host.deaths import Death
 from ...logging import get_logger
 from .connection import Argument, Connection, Connector, FreeConnections
-from .errors import NotReplicated
+from .errors import NotReplicated, is_unknown
 from .keys import Keys
 from .scripts import Script
 
@@ -32,7 +32,13 @@ class Replicas(NamedTuple):
         """
         if not self.needed:
             return
-        count = connection.call("WAIT", self.needed, self.timeout_ms)
+        try:
+            count = connection.call("WAIT", self.needed, self.timeout_ms)
+        except BrokerError as e:
+            if is_unknown(e):
+                raise
+            # Whatever it says of this question, what was asked before has been done.
+            raise BrokerTimeout(f"It is not known whether replicas have it: {e}") from e
         if count < self.needed:
             raise NotReplicated(
                 f"Only {count} of {self.needed} replicas of the Redis server at {connection.where} have it after "
@@ -65,6 +71,8 @@ class ProcessShare:
         #: The owners of this process, until they are closed. Held here, because an owner that was merely dropped would
         #: keep its messages for as long as the process lives.
         self.consumers: set[Any] = set()
+        #: Whether this process has seen that the server keeps what it is given.
+        self.is_checked = False
         #: Called for each owner that was buried here, with its id, its queues, its death and the time that scripts are
         #: told: gives back what it had claimed elsewhere.
         self.also_bury: Callable[[str, Sequence[str], Death, Argument], object] | None = None
@@ -86,6 +94,17 @@ class ProcessShare:
         connection = self.free.take()
         try:
             return script.run(connection, keys, args)
+        finally:
+            self.free.give_back(connection)
+
+    def wait_for_replicas(self) -> None:
+        """Any thread: returns once replicas have all that was done before. Raises as ``Replicas.wait``."""
+        if not self.replicas.needed:
+            return
+        connection = self.free.take()
+        try:
+            connection.call("PING")  # WAIT is about what was written before the last command of its own connection
+            self.replicas.wait(connection)
         finally:
             self.free.give_back(connection)
 

@@ -11,7 +11,7 @@ from ...clock import SYSTEM_CLOCK
 from ...ports.admin import Counts, DeadLetter, Peeked, State, check_step
 from ...ports.transport import Envelope
 from .both_pages import merged, parse_letters, parse_shown, peek_theirs
-from .dramatiq_admin import DramatiqAdmin
+from .dramatiq_admin import DROP_CHUNK, DramatiqAdmin
 from .dramatiq_bury import OURS, Undertaker
 from .dramatiq_consumer import DramatiqConsumer, enqueued
 from .dramatiq_layout import DramatiqLayout, Step
@@ -99,7 +99,16 @@ class SharedTransport(RedisTransport):
             write=RedisStore(self).apply,
             now_ms=self._now_ms,
         )
-        return TwoLayouts(ours, theirs, layout, clock=self.clock, wire=self.wire)
+        return TwoLayouts(ours, theirs, layout, clock=self.clock, wire=self.wire, expire=self._expire)
+
+    def _expire(self, queues: Sequence[str]) -> bool:
+        """Deletes some of Dramatiq's dead letters that are too old; returns whether there may be more of them."""
+        ttl_ms = self._retention.ttl_ms
+        if ttl_ms is None:
+            return False
+        now_ms = self._now_ms()
+        until_ms = (self.layout.now_ms() if now_ms is None else now_ms) - ttl_ms
+        return DROP_CHUNK in [self.theirs.drop_dead(queue, until_ms) for queue in queues]
 
     def _now_ms(self) -> int | None:
         """The time for scripts; None if the server's counts."""

@@ -177,7 +177,7 @@ local function look_ahead(wants)
   if wants == '' then
     return nil
   end
-  local known, counted, looked, missing = {}, {}, {}, {}
+  local known, counted, looked, missing = {}, {}, {}, {'undeclared'}
   for i = 1, #KEYS do
     known[KEYS[i]] = true
   end
@@ -215,5 +215,5 @@ local function look_ahead(wants)
   end
 
   look(cmsgpack.unpack(wants))
-  return #missing > 0 and {'undeclared', unpack(missing)} or nil
+  return #missing > 1 and missing or nil
 end

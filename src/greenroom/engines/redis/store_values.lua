@@ -9,7 +9,7 @@
 
 local sub, byte, format = string.sub, string.byte, string.format
 local ops = {}
-local manual = ARGV[1] ~= '' -- the time is told: Redis's own would let things expire at another
+local manual = tonumber(ARGV[1]) -- the time is told: Redis's own would let things expire at another
 local P = string.match(KEYS[1], '^{.-}:g1:') -- what all keys begin with
 local text_at = #P + 4 -- where the text of a key begins: the name is P, two letters, a colon, the text
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ... import failpoints
 from ...clock import SYSTEM_CLOCK, Clock
@@ -14,16 +14,20 @@ from ...forksafe import PerProcess
 from ...ports.transport import Envelope, Features
 from .admin import RedisAdmin
 from .connection import Connection, Connector, pack
-from .consumer import RedisConsumer
 from .envelopes import BASES, check_envelope, runs_of
 from .errors import NoScript, NotReplicated, Unsent, is_unknown
+from .inspection import check_server
 from .key_table import KeyTable
 from .keys import PRIORITY_BASE, Keys
 from .retention import Retention
 from .scripts import load, load_alone
 from .share import ProcessShare, Replicas
 from .trip import PART_BYTES
+from .trips import time_of
 from .writes import LIBRARIES, Writes
+
+if TYPE_CHECKING:
+    from .consumer import RedisConsumer
 
 #: A body is one value of a hash, which the server keeps up to 512 MiB of.
 MAX_BODY_BYTES = 256 * 1024 * 1024
@@ -48,6 +52,7 @@ class RedisTransport(RedisAdmin):
       retention: How long dead letters are kept, and how many.
       wait_replicas: How many replicas must have what is pushed before it counts as kept.
       wait_timeout_ms: How long to wait for them.
+      allow_eviction: Whether workers start on a server that deletes any keys when its memory is full.
     """
 
     def __init__(  # noqa: PLR0913  # keywords, each by itself
@@ -62,6 +67,7 @@ class RedisTransport(RedisAdmin):
         retention: Retention = Retention(),  # noqa: B008  # frozen
         wait_replicas: int = 0,
         wait_timeout_ms: int = 1_000,
+        allow_eviction: bool = False,
     ) -> None:
         self.clock = clock
         self.keys = Keys(namespace)
@@ -81,9 +87,11 @@ class RedisTransport(RedisAdmin):
         self._run_folder = None if run_folder is None else Path(run_folder)
         self._retention = retention
         self._replicas = Replicas(wait_replicas, wait_timeout_ms)
+        self._allow_eviction = allow_eviction
         self._process: PerProcess[ProcessShare] = PerProcess(self._open)
 
     def _open(self) -> ProcessShare:
+        failpoints.arm()
         return ProcessShare(self._connector, self.keys, self._run_folder, self._replicas)
 
     @property
@@ -143,6 +151,7 @@ class RedisTransport(RedisAdmin):
         names = (of.bodies, of.ready, of.wake, keys.seq, keys.queues)
         args = (envelope.id, envelope.body, BASES[envelope.priority + PRIORITY_BASE], envelope.queue)
         connection = share.free.take()
+        connection.point = "enq.after_send_before_confirm"
         try:
             connection.send(pack((b"EVALSHA", _PUSH_ONE.digest, b"5", *names, *args)))
             connection.read()
@@ -156,14 +165,14 @@ class RedisTransport(RedisAdmin):
     def _push_many(self, share: ProcessShare, batch: Sequence[Envelope]) -> None:
         table = KeyTable((self.keys.seq, self.keys.queues), self.keys.of)
         runs, args = runs_of(batch, table)
-        now = "" if self.clock is SYSTEM_CLOCK else self.clock.now_ms()
-        args = [now, len(batch), runs, *args]
+        args = [time_of(self.clock), len(batch), runs, *args]
         ops = [op for envelope in batch for op in envelope.writes]
         writes = Writes(self.keys, table.keys, self._max_body)
         if ops:
             args += writes.encode(ops)
             args.append(writes.wants())
         connection = share.free.take()
+        connection.point = "enq.after_send_before_confirm"
 
         def push() -> object:
             if not ops:
@@ -193,9 +202,20 @@ class RedisTransport(RedisAdmin):
             raise
 
     def consumer(self, owner: str) -> RedisConsumer:
-        """A new owner of claims. Registers it on the server."""
+        """A new owner of claims. Registers it on the server.
+
+        Raises:
+          ConnectionFailed: If the server does not keep what it is given; see ``allow_eviction``.
+          BrokerError: If it cannot be reached.
+        """
+        from .consumer import RedisConsumer  # needs locks on files, which not every system has that can send
+
+        share = self._process.get()
+        if not share.is_checked:
+            check_server(share, allow_eviction=self._allow_eviction)
+            share.is_checked = True
         return RedisConsumer(
-            self._process.get(),
+            share,
             owner,
             clock=self.clock,
             max_body=self._max_body,

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from ...core.verdict import Verdict
 from ...errors import MessageTooLarge
 from ...ports.checks import check_park
-from ...ports.store import StoreOp
+from ...ports.store import Put, StoreOp
 from ...ports.transport import Delivery, Envelope, Settlement
 from .connection import Argument, Connection
 from .dramatiq_rider import Rider
@@ -31,27 +31,38 @@ PLAIN = load("exchange", "pushing", "history")
 WITH_STORE = load("exchange", "pushing", "history", *LIBRARIES)
 
 
-#: No command carries more than this of what settlements push, unless it is of one settlement.
+#: No command carries more than this of what settlements push and write, unless it is of one settlement.
 PART_BYTES = 64 * 1024 * 1024
 
 
 def parts_of(settle: Sequence[Settlement]) -> list[Sequence[Settlement]]:
     """Settlements by commands, none of which is too large; at least one part."""
     for s in settle:
-        if s.push or s.retry is not None:
+        if s.push or s.retry is not None or s.writes:
             break
     else:
         return [settle]
     parts: list[Sequence[Settlement]] = []
     first, size = 0, 0
     for number, s in enumerate(settle):
-        pushed = sum(len(envelope.body) for envelope in _sent_with(s))
-        if size + pushed > PART_BYTES and number > first:
+        sent = _size_of(s)
+        if size + sent > PART_BYTES and number > first:
             parts.append(settle[first:number])
             first, size = number, 0
-        size += pushed
+        size += sent
     parts.append(settle[first:])
     return parts
+
+
+def _size_of(s: Settlement) -> int:
+    """About how many bytes are sent of what is pushed and written with a settlement."""
+    size = 0
+    for op in s.writes:
+        if isinstance(op, Put):
+            size += len(op.value)
+    for envelope in _sent_with(s):
+        size += len(envelope.body)
+    return size
 
 
 def check_possible(s: Settlement, max_body: int) -> None:
@@ -179,9 +190,9 @@ class Trip:
             return self._writes.park(s.park, s.delivery.queue)
         return ["" if s.due_ms is None else s.due_ms, entry if s.error is not None else b""]
 
-    def ask_again(self) -> None:
-        """Says from now on that it was sent before."""
-        now, owner, lease_ms, number = self._head
+    def ask_again(self, now: Argument) -> None:
+        """Says from now on that it was sent before, and that it is ``now``."""
+        _, owner, lease_ms, number = self._head
         self._head = (now, owner, lease_ms, -abs(int(number)))
 
     def run(self, connection: Connection, limit: int, rider: Rider | None = None) -> Any:

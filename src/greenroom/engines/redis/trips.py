@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from ... import failpoints
 from ...clock import SYSTEM_CLOCK, Clock
 from ...errors import BrokerError
 from ...ports.transport import Delivery, Settlement
@@ -95,7 +96,7 @@ class Trips:
         """Learns what came of a trip whose answer was lost; if it never arrived, that is made now, and is not made when
         it arrives after all. Raises as ``make``."""
         assert self._unanswered is not None
-        self._unanswered.trip.ask_again()
+        self._unanswered.trip.ask_again(time_of(self._clock))
         brought = self._send(self._unanswered)
         self.applied = [*self.applied, *brought.settled]
         return brought
@@ -107,6 +108,8 @@ class Trips:
     def _send(self, made: _Made) -> Brought:
         """Sends a trip, for the first time or again, and reads its answer."""
         trip = made.trip
+        if failpoints.armed:
+            self._connection.point = "ack.after_send_before_reply" if trip.order else "claim.after_cmd_before_register"
         try:
             reply = trip.run(self._connection, made.limit, self.rider)
             if trip.pushes:
@@ -157,8 +160,9 @@ class Trips:
 
 
 def time_of(clock: Clock) -> Argument:
-    """The time as scripts are told it: none if the server's counts."""
-    return "" if clock is SYSTEM_CLOCK else clock.now_ms()
+    """The time as scripts are told it. If the server's counts, it is the time of this host, which due times were chosen
+    by, for the script to put them right."""
+    return f"@{clock.now_ms()}" if clock is SYSTEM_CLOCK else clock.now_ms()
 
 
 def _key(s: Settlement) -> tuple[str, int, object]:

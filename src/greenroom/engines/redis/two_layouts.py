@@ -6,7 +6,8 @@ is made again, and is not asked for twice.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import math
+from collections.abc import Callable, Collection, Sequence
 from collections.abc import Set as AbstractSet
 
 from msgspec import structs
@@ -21,6 +22,11 @@ from .consumer import RedisConsumer
 from .dramatiq_consumer import Answer, DramatiqConsumer, Token, enqueued
 from .dramatiq_layout import DramatiqLayout, Enqueued, Step
 from .dramatiq_rider import Rider
+
+#: Seconds between two looks for Dramatiq's dead letters that are not kept any longer, and between two steps while there
+#: are some.
+EXPIRE_INTERVAL_S = 60.0
+EXPIRE_STEP_S = 0.1
 
 logger = get_logger(__name__)
 
@@ -60,10 +66,18 @@ class TwoLayouts:
       layout: Dramatiq's keys.
       clock: The process's.
       wire: Whether all that is written is for Dramatiq to read.
+      expire: Deletes some of Dramatiq's dead letters of some queues; says whether there may be more of them.
     """
 
     def __init__(
-        self, ours: RedisConsumer, theirs: DramatiqConsumer, layout: DramatiqLayout, *, clock: Clock, wire: bool
+        self,
+        ours: RedisConsumer,
+        theirs: DramatiqConsumer,
+        layout: DramatiqLayout,
+        *,
+        clock: Clock,
+        wire: bool,
+        expire: Callable[[Sequence[str]], bool],
     ) -> None:
         self._ours = ours
         self._theirs = theirs
@@ -72,7 +86,10 @@ class TwoLayouts:
         self._wire = wire
         self._half: _Half | None = None
         self._turn = False
+        self._expire = expire
+        self._expire_at = -math.inf
         self._claimable: Sequence[str] = ()
+        ours.also_close = self._close_theirs
         ours.trips.rider = Rider(layout, self._wanted, theirs.note_look)
 
     def subscribe(self, queues: Collection[str]) -> None:
@@ -88,6 +105,7 @@ class TwoLayouts:
 
     def exchange(self, settle: Sequence[Settlement], limit: int, skip: AbstractSet[str] = frozenset()) -> Exchange:
         """One trip on each side, where there is anything to be done. See the port."""
+        self._ours.check_usable()  # before the other side claims
         self._claimable = self._ours.claimable(skip) if limit > 0 else ()
         half = self._half
         if half is None:
@@ -100,6 +118,7 @@ class TwoLayouts:
         theirs = half.theirs
         exchange = self._ours.exchange(half.ours, max(0, limit - len(theirs.deliveries)), skip)
         self._half = None
+        self._expire_some()
         more = theirs.more or exchange.more or (self._theirs.is_worth and bool(self._claimable))
         if not (theirs.deliveries or theirs.settled or half.lost or half.callers):
             return exchange if more == exchange.more else structs.replace(exchange, more=more)
@@ -113,8 +132,11 @@ class TwoLayouts:
         )
 
     def _make_half(self, settle: Sequence[Settlement], limit: int) -> _Half:
-        theirs = [s for s in settle if type(s.delivery.token) is Token]
-        ours = [s for s in settle if type(s.delivery.token) is not Token] if theirs else list(settle)
+        theirs: list[Settlement] = []
+        ours = list(settle)
+        if self._theirs.holds:
+            theirs = [s for s in settle if type(s.delivery.token) is Token]
+            ours = [s for s in settle if type(s.delivery.token) is not Token]
         self._turn = not self._turn
         share = limit // 2 + (limit & self._turn)  # neither side starves while the other is never empty
         half = _Half(self._theirs.exchange(theirs, self._claimable, share), ours)
@@ -144,6 +166,17 @@ class TwoLayouts:
                 half.lost.append(s)
         half.foreign = ()
 
+    def _expire_some(self) -> None:
+        now_s = self._clock.monotonic()
+        if now_s < self._expire_at or not self._claimable:
+            return
+        self._expire_at = now_s + EXPIRE_INTERVAL_S  # at first: a failure must not come at every trip
+        try:
+            if self._expire(self._claimable):
+                self._expire_at = now_s + EXPIRE_STEP_S
+        except BrokerError as e:
+            logger.debug("Dramatiq's old dead letters are deleted later: %s", e)
+
     def _wanted(self) -> Sequence[str]:
         """The queues that a cheap look should be about now."""
         return self._claimable if self._theirs.wants_look() else ()
@@ -154,10 +187,15 @@ class TwoLayouts:
         """Any thread: the next trip looks around, and a wait ends for it."""
         self._ours.reap_soon()
 
+    def is_cut_off(self) -> bool:
+        """Any thread: True if its lease in our layout may have ended; in Dramatiq's it lasts longer."""
+        return self._ours.is_cut_off()
+
     def extend(self) -> None:
         """Any thread: renews the lease, and gives a sign of life to Dramatiq's processes."""
         self._ours.extend()
-        self._theirs.beat()
+        if self._theirs.is_beat_due():
+            self._ours.in_background(self._theirs.beat)
 
     def board(self, places: int, *, parent_pid: int = 0) -> Board:
         """Where the executors say what they run. See the port."""
@@ -181,9 +219,10 @@ class TwoLayouts:
 
     def close(self) -> None:
         """Gives back what was claimed and not settled, and ends the owner."""
+        self._ours.close()
+
+    def _close_theirs(self) -> None:
         try:
             self._theirs.close()
         except BrokerError as e:
             logger.warning("What this worker holds of Dramatiq's queues is put back when it seems dead: %s", e)
-        finally:
-            self._ours.close()

@@ -14,6 +14,7 @@ from typing import Any
 
 from ...clock import SYSTEM_CLOCK
 from ...errors import BrokerError
+from ...host.descriptor import Descriptor
 from ...logging import get_logger
 from .connection import Connection
 
@@ -32,15 +33,18 @@ class Waiter:
       call: Has the server do a command, on another connection.
     """
 
+    _writer: Descriptor | None = None
+
     def __init__(self, connection: Connection, call: Callable[..., Any]) -> None:
         self._connection = connection
         self._call = call
         self._keys: Sequence[bytes] = ()  # what the outstanding command waits for
         self._sent_s = 0.0
         self._client_id = 0
-        self._reader, self._writer = os.pipe()
-        os.set_blocking(self._reader, False)
-        os.set_blocking(self._writer, False)
+        reader, writer = os.pipe()
+        os.set_blocking(reader, False)
+        os.set_blocking(writer, False)
+        self._reader, self._writer = Descriptor(reader), Descriptor(writer)
 
     @property
     def is_outstanding(self) -> bool:
@@ -62,7 +66,7 @@ class Waiter:
         if self._keys:
             poll.register(self._connection.fileno(), select.POLLIN)
         ready = [number for number, _ in poll.poll(max(0.0, timeout_s) * 1000)]
-        is_rung = self._reader in ready
+        is_rung = self._reader.number in ready
         if is_rung:
             self._drain()
         if len(ready) > is_rung:
@@ -110,19 +114,21 @@ class Waiter:
 
     def _drain(self) -> None:
         with suppress(BlockingIOError):
-            while len(os.read(self._reader, 4096)) == 4096:
+            while len(os.read(self._reader.number, 4096)) == 4096:
                 pass
 
     def ring(self) -> None:
         """Any thread, signal-safe: ends a wait, or the next one."""
-        writer = self._writer
-        if writer >= 0:
-            with suppress(BlockingIOError):
-                os.write(writer, b"\0")
+        with suppress(OSError):  # full of wake-ups already, or closed
+            if self._writer is not None:
+                os.write(self._writer.number, b"!")
 
     def close(self) -> None:
         """Ends the command, and closes what it waits on."""
         self._drop()
-        writer, self._writer = self._writer, -1  # at first: nobody may write to what has its number next
-        os.close(self._reader)
-        os.close(writer)
+        self._reader.close()
+
+    def __del__(self) -> None:
+        # Not in `close`: another thread may ring later, and must not write into whatever has the number then.
+        if self._writer is not None:
+            self._writer.close()

@@ -153,8 +153,15 @@ class Listener:
         os.close(self._writer)
 
     def _sleep(self, seconds: float) -> None:
-        if select.select([self._reader], (), (), seconds)[0]:
+        if self._poll(seconds):
             os.read(self._reader, 4096)
+
+    def _poll(self, seconds: float, *others: int) -> list[int]:
+        """Which of these, and of the pipe, can be read. Not by ``select``, which fails beyond a thousand open files."""
+        poll = select.poll()
+        for number in (self._reader, *others):
+            poll.register(number, select.POLLIN)
+        return [number for number, _ in poll.poll(seconds * 1000)]
 
     def _connect(self) -> None:
         self._connection.connect()
@@ -174,7 +181,7 @@ class Listener:
                 is_pinged = False
                 for watch in self._read(connection):
                     watch.notify()
-            ready, _, _ = select.select([connection.fileno(), self._reader], (), (), PING_S)
+            ready = self._poll(PING_S, connection.fileno())
             if self._reader in ready:
                 os.read(self._reader, 4096)
                 if not self._is_up:

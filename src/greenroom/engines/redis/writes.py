@@ -138,7 +138,7 @@ class Writes:
                 (line,) = self._lines
                 if len(hints) >= _HINTS:
                     hints.clear()
-                hints[line] = missing
+                hints[line] = (*hints.get(line, ()), *missing)
 
     def _add(self, op: StoreOp, args: list[Argument]) -> None:
         adder = _ADDERS.get(type(op))

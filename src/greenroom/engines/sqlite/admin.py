@@ -31,6 +31,7 @@ from .rows import (
     row_of,
 )
 from .share import ProcessShare
+from .writes import Writes
 
 #: So many rows are deleted in one transaction.
 CHUNK = 1000
@@ -137,6 +138,10 @@ class SqliteAdmin:
         share = self._process.get()
         with share.database.transaction() as connection:
             moved = [envelope for id, envelope in replacements.items() if _revive(connection, id, envelope)]
+            writes = Writes(connection, self.clock.now_ms(), self._max_body)
+            writes.later([op for envelope in moved for op in envelope.writes])
+            writes.flush()
+        share.tell(writes)
         ring(share.wake, moved)
         return len(moved)
 

@@ -236,6 +236,10 @@ class SqliteConsumer:
         self._look_at = 0.0
         self._owner.ring()
 
+    def is_cut_off(self) -> bool:
+        """Never: its lock is its life, and who has lost it is told by the next trip."""
+        return False
+
     def extend(self) -> None:
         """Any thread: makes sure of the owner's lock. What else there is to do about its place, the next trip does."""
         if not self._closed and os.getpid() == self._pid and not self._owner.renew():

@@ -107,8 +107,9 @@ class _Entry(msgspec.Struct, frozen=True, omit_defaults=True):
 HISTORY_LENGTH = 25
 #: A history with one more entry, whose JSON is the parameter.
 LONGER_HISTORY = (
-    f"json_insert(case when json_array_length(history) >= {HISTORY_LENGTH} then json_remove(history, '$[0]')"
-    " else coalesce(history, '[]') end, '$[#]', json(?))"
+    "json_insert(case when history is null or not json_valid(history) then '[]'"
+    f" when json_array_length(history) >= {HISTORY_LENGTH} then json_remove(history, '$[0]')"
+    " else history end, '$[#]', json(?))"
 )
 
 _encode_entry = msgspec.json.Encoder().encode
@@ -122,9 +123,13 @@ def entry_of(incident: Incident) -> str:
     return _encode_entry(_Entry(incident.at_ms, incident.attempt, *texts)).decode()
 
 
-def incidents_of(history: str | None) -> list[Incident]:
-    """The column ``history``, the oldest first."""
+def incidents_of(history: Any) -> list[Incident]:
+    """The column ``history``, the oldest first. If it is damaged that is the one thing which is known of it."""
+    try:
+        entries = _decode_entries(history or "[]")
+    except (msgspec.MsgspecError, TypeError, UnicodeError):
+        return [Incident(0, 0, ErrorText("HistoryDamaged", "what befell this message before cannot be read"))]
     return [
         Incident(e.at_ms, e.attempt, None if e.type is None else ErrorText(e.type, e.message, e.traceback))
-        for e in _decode_entries(history or "[]")
+        for e in entries
     ]

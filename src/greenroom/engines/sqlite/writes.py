@@ -71,7 +71,10 @@ class Writes:
                     check_value(op.value, self._max_body)
                 self._puts.append(op)
             elif isinstance(op, SetRemove):
-                self._removals.setdefault(op.key, {}).setdefault(op.member, op.failed)
+                members = self._removals.get(op.key)
+                if members is None:
+                    members = self._removals[op.key] = {}
+                members.setdefault(op.member, op.failed)
             else:
                 self.flush()
                 self._do(op)

@@ -83,9 +83,10 @@ class RedisBackend(StoreBackend):
 
     def _wait(self, key: str, look: Callable[[], bool | None], timeout_s: float) -> None:
         """Waits at the key itself: it does not matter which program writes the result."""
+        longest_s = min(_SLICE_S, self.store.transport.share.connector.timeout_s / 2)
         deadline_s = SYSTEM_CLOCK.monotonic() + timeout_s
         while look() is None and (left_s := deadline_s - SYSTEM_CLOCK.monotonic()) > 0:
-            slice_s = max(0.001, min(_SLICE_S, left_s))  # 0 is for ever
+            slice_s = max(0.001, min(longest_s, left_s))  # 0 is for ever
             with interruptible.shield():
                 self.store.transport.share.call(b"BRPOPLPUSH", key, key, f"{slice_s:.3f}")
 

@@ -56,6 +56,10 @@ class StoreBackend(ResultBackend):
         """What is kept of a message that was sent, is due at once, and is to have a result."""
         return self._encode(wrap_pending("enqueued"))
 
+    def is_mark(self, value: bytes | None) -> bool:
+        """True for what is kept in place of a result that is to come."""
+        return value is not None and pending_of(self._decode(value)) is not None
+
     def put(self, message: Any, stored: Any, ttl: int | None) -> Put:
         """The operation that keeps ``stored`` as what is known of a message, for ``ttl`` milliseconds.
 
