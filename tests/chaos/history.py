@@ -140,7 +140,9 @@ class _Judge:
 
     def _was_cut(self, pid: int, held_until_s: float, again_s: float) -> bool:
         """Whether a process lost what it had held until a time (or for ever), and that is why it started again."""
-        return any(pid == its and held_until_s + UNCONFIRMED_S >= at_s and at_s <= again_s for its, at_s in self._cuts_s)
+        return any(
+            pid == its and held_until_s + UNCONFIRMED_S >= at_s and at_s <= again_s for its, at_s in self._cuts_s
+        )
 
     def _judge_again(self, id: str, first: Run, second: Run) -> None:
         self.verdict.again += 1

@@ -1,6 +1,6 @@
 """A program for tests that kill processes: its actors write down what happens to them, for ``history`` to judge.
 
-``build(folder, url)`` makes it in this process; ``python -m tests.chaos.kit FOLDER URL`` runs a worker on it in another.
+``build(folder, url)`` makes it in this process; ``python -m tests.chaos.kit FOLDER URL`` runs a worker on it elsewhere.
 That one is quick to start, has nobody who starts it again, and may be told by failpoints when to die.
 """
 
@@ -76,7 +76,7 @@ class Notes(Middleware):
         self._all_settled.set()
 
     def ending(self, broker: Any, ending: Ending) -> None:
-        if ending.outcome.is_final and ending.message is not None:
+        if broker.store is not None and ending.outcome.is_final and ending.message is not None:
             ending.keep(broker.store, Put(f"ending:{ending.message.args[0]}", b"kept"))
 
 

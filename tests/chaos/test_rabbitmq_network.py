@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import os
 import random
-import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from typing import Any
 import pika
 import pytest
 
+from greenroom.engines.rabbitmq import line
 from greenroom.errors import BrokerTimeout
 from scripts.servers import RabbitMQ
 from tests.chaos.history import Fault
@@ -253,10 +253,18 @@ def test_f62_a_storm_of_resets(tmp_path: Path, rabbitmq_url: str, proxy: Proxy) 
 
 
 def test_f63_the_server_falls_silent(
-    tmp_path: Path, rabbitmq_url: str, proxy: Proxy, caplog: pytest.LogCaptureFixture
+    tmp_path: Path,
+    rabbitmq_url: str,
+    proxy: Proxy,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """F63: connections lead nowhere any more, and nobody says so. A sender notices when it is not answered in time, a
-    worker when a heartbeat is missing: both open another connection, and what the worker had held runs again."""
+    worker asks the server when it has heard nothing for a while: both open another connection, and what the worker had
+    held runs again when the server misses its heartbeat."""
+    assert line.SILENT_S + line.DEAF_S < 30
+    monkeypatch.setattr(line, "SILENT_S", 0.7)
+    monkeypatch.setattr(line, "DEAF_S", 0.7)
     broker = build(tmp_path, proxy.url(rabbitmq_url) + FAST, publish_timeout_ms=500)
     with working(broker, 2):
         send(tmp_path, broker, ["runs"], "gated")

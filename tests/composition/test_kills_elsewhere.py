@@ -89,7 +89,9 @@ def test_a_kill_around_completion(tmp_path: Path, broker: SqliteBroker, point: s
     assert many._progress() == Progress(3, 0, 1)
 
 
-@pytest.mark.parametrize(("point", "visit"), [("group.after_push", 1), ("group.after_mark", 1), ("group.after_mark", 2)])
+@pytest.mark.parametrize(
+    ("point", "visit"), [("group.after_push", 1), ("group.after_mark", 1), ("group.after_mark", 2)]
+)
 def test_a_kill_between_groups(tmp_path: Path, broker: SqliteBroker, point: str, visit: int) -> None:
     """A group in a group: the outer one completes, too, whichever of the two steps the kill comes between."""
     inner = group([message("work", "fail")], broker=broker)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -131,19 +130,3 @@ def test_purging_deletes_what_is_delayed_of_one_queue(rabbitmq_url: str) -> None
         wait_until(lambda: transport.counts(["other"])["other"].ready, "the other message arriving")
         assert transport.clock.now_ms() - now_ms >= 5000
         assert transport.counts(["mine"])["mine"].ready == 0
-
-
-def test_delays_outlive_the_server(start_rabbitmq: Callable[..., Any]) -> None:
-    """F30: Delayed messages survive ``kill -9`` of the server and come out afterwards, also those that were due while
-    it was away. (A quorum queue that was declared in the very second before is not safe yet: see ``delays``.)"""
-    server = start_rabbitmq()
-    expected = {b"%d" % number for number in range(50)}
-    with transport_at(server.url) as transport:
-        now_ms = transport.clock.now_ms()
-        transport.push([sent(body, due_ms=now_ms + 4000 + 100 * int(body)) for body in sorted(expected)])
-        wait_until(lambda: transport.counts(["default"])["default"].ready, "the first message arriving")
-        server.kill()
-    server.start()
-    with transport_at(server.url) as transport:
-        wait_until(lambda: transport.counts(["default"])["default"].ready >= len(expected), "all of them arriving")
-        assert set(bodies(transport)) == expected

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -15,6 +14,7 @@ from greenroom.engines.rabbitmq.errors import QueueMismatch
 from greenroom.engines.rabbitmq.topology import Layout
 from greenroom.errors import BrokerError, BrokerTimeout, ConnectionFailed, MessageTooLarge
 from tests.engines.rabbitmq_kit import LAYOUTS, bodies, sent, stranger, transport_at, wait_until
+from tests.services import fresh_vhost
 
 
 @pytest.mark.parametrize("confirm", [True, False])
@@ -322,12 +322,15 @@ def test_a_child_forked_while_others_send(rabbitmq_url: str) -> None:
         assert (counts["default"].ready, counts["parent"].ready) == (10, len(counted))
 
 
-def test_the_limits_of_a_server(start_rabbitmq: Callable[..., Any]) -> None:
+def test_the_limits_of_a_server(rabbitmq_troubled: Any, request: pytest.FixtureRequest) -> None:
     """F37: What RabbitMQ itself finds too large is the same error as ours, with its limit, and the connection stays.
     F35: While it is short of memory, sending waits as long as it may, then says so, and nothing was written; looking at
     queues works meanwhile; and sending goes on when the alarm is over."""
-    server = start_rabbitmq(max_message_size=1000)
-    with transport_at(server.url, publish_timeout_s=1.0) as transport:
+    server = rabbitmq_troubled
+    largest = server.ctl("eval", "{ok, M} = application:get_env(rabbit, max_message_size), M.").strip()
+    server.ctl("eval", "application:set_env(rabbit, max_message_size, 1000).")
+    request.addfinalizer(lambda: server.ctl("eval", f"application:set_env(rabbit, max_message_size, {largest})."))
+    with transport_at(fresh_vhost(server), publish_timeout_s=1.0) as transport:
         transport.push([sent(b"1")])
         with pytest.raises(MessageTooLarge) as refused:
             transport.push([sent(b"x" * 2000)])
@@ -358,3 +361,18 @@ def _sends(transport: Any) -> bool:
     except BrokerTimeout:
         return False
     return True
+
+
+def test_an_error_of_our_own_is_told(
+    rabbitmq_url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What one of our callbacks raises ends the connection, as pika has it; the log has the error and where it was."""
+    with transport_at(rabbitmq_url) as transport:
+        transport.push([sent(b"1")])
+        with monkeypatch.context() as patch:
+            patch.setattr(transport.publisher, "_answered", lambda *_a, **_kw: 1 / 0)
+            with pytest.raises(BrokerError):
+                transport.push([sent(b"2")])
+        transport.push([sent(b"3")])
+    assert "An error of Greenroom's own has ended the connection publish" in caplog.text
+    assert "ZeroDivisionError" in caplog.text

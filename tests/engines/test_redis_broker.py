@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import redis
+import redis.asyncio
 
 from greenroom import Broker
 from greenroom.brokers import from_url
@@ -142,3 +143,45 @@ def test_without_redis_py(redis_url: str, tmp_path: Path) -> None:
     """Who has no redis-py is told what to install."""
     ended = run(redis_url, "redis", tmp_path)
     assert "pip install 'greenroom[redis]'" in ended.stderr
+
+
+SENDER = """
+import select, sys
+sys.modules["fcntl"] = None
+del select.poll
+from greenroom.brokers.redis import RedisBroker
+from greenroom.engines.redis import connection
+from greenroom.testing.contract.kit import envelopes
+
+connection.FRESH_S = 0
+broker = RedisBroker(url=sys.argv[1], middleware=[])
+for count in range(3):
+    broker.transport.push(envelopes(b"1"))
+assert broker.transport.counts()["default"].ready == 3
+broker.close()
+"""
+
+
+def test_a_sender_without_locks_on_files(redis_url: str) -> None:
+    """A system that has neither ``fcntl`` nor ``poll`` can send."""
+    command = [sys.executable, "-c", SENDER, redis_url]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert ended.returncode == 0, ended.stderr
+
+
+@pytest.mark.parametrize(
+    "url", ["redis://:top/secret@host:6379", "redis://u:top#secret@host", "redis://:top?secret@h:1"]
+)
+def test_a_url_that_is_none_is_not_quoted(url: str) -> None:
+    """A password with characters that are not encoded is not shown, nor a part of it."""
+    with pytest.raises(ValueError, match="percent-encoded") as caught:
+        RedisBroker(url=url)
+    assert "top" not in str(caught.value)
+    assert "secret" not in str(caught.value)
+    assert caught.value.__suppress_context__
+
+
+def test_a_client_for_coroutines() -> None:
+    """It is refused at once."""
+    with pytest.raises(TypeError, match="coroutines"):
+        RedisBroker(client=redis.asyncio.Redis())

@@ -547,3 +547,25 @@ def test_a_server_that_is_away_when_an_owner_ends(make: Make, start_redis: Calla
         consumer.close()
     assert not place.locks.is_held(number_of(id), consumer._owner)
     transport.close()
+
+
+def test_the_owners_are_deleted_by_hand(make: Make, clock: ManualClock, server: Any) -> None:
+    """What an owner holds that nobody knows of any more is given back all the same when it ends."""
+    transport = make()
+    transport.push(envelopes(b"1"))
+    consumer = consumer_of(transport)
+    claim(consumer, 1)
+    server.delete(P + "owners")
+    consumer.close()
+    other = consumer_of(transport)
+    assert look(other, clock) == [(b"1", 0)]
+    assert server.zrange(P + "leases", 0, -1) == [other.owner_id]
+
+
+def test_leases_of_nobody_hide_no_others(make: Make, clock: ManualClock, server: Any) -> None:
+    """Leases that have ended and whose owners nobody knows go away."""
+    consumer = consumer_of(make())
+    server.zadd(P + "leases", {f"{number:016x}": number for number in range(1, 26)})
+    for _ in range(12):
+        look(consumer, clock)
+    assert server.zrange(P + "leases", 0, -1) == [consumer.owner_id]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any, Self
@@ -29,7 +30,17 @@ from greenroom.ports.store import (
     StoreOp,
 )
 from greenroom.ports.transport import Settlement, pack
-from greenroom.testing.contract.kit import DEADLINE_S, ack, bodies, claim, claim_one, consumer_of, envelopes, settle
+from greenroom.testing.contract.kit import (
+    DEADLINE_S,
+    ack,
+    bodies,
+    claim,
+    claim_one,
+    consumer_of,
+    envelope,
+    envelopes,
+    settle,
+)
 from greenroom.testing.contract.store_kit import do
 from tests.runtime.cli_kit import wait_until
 
@@ -323,3 +334,38 @@ def test_a_known_line_costs_no_second_trip(store: RedisStore, monkeypatch: pytes
     do(store, LeaseRelease("a", "holder"))
     assert len(trips) == 4
     assert claim_one(consumer).body == b"1"
+
+
+def test_a_line_of_two_queues_costs_no_second_trip(store: RedisStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All queues of a line are remembered, not only those that came last."""
+    consumer = consumer_of(store.transport, "a", "b")
+    do(store, LeaseTake("key", "holder", 1, 60_000))
+    for queue in "ab":
+        store.transport.push([envelope(b"1", queue)])
+        first = claim_one(consumer)
+        settle(consumer, Settlement(first, Verdict.RELEASE, park=LeaseTake("key", first.id, 1, 60_000)))
+        do(store, LeaseTake("key", "newcomer", 1, 60_000))
+    trips: list[int] = []
+    share = store.transport.share
+    run = share.run
+    monkeypatch.setattr(share, "run", lambda *args: trips.append(1) or run(*args))
+    for _ in range(3):
+        do(store, LeaseTake("key", "newcomer", 1, 60_000))
+    assert len(trips) == 3
+
+
+def test_many_open_files(store: RedisStore) -> None:
+    """A process with more than a thousand open files is told of changes, too."""
+    store.transport.share.call("PING")
+    opened = [os.open(os.devnull, os.O_RDONLY) for _ in range(1100)]
+    try:
+        rung = threading.Event()
+        with store.watch(["a"], rung.set) as watch:
+            assert watch._listener._is_up
+            rung.clear()
+            store.apply([Put("a", b"x")])
+            assert rung.wait(DEADLINE_S)
+    finally:
+        store.close()
+        for number in opened:
+            os.close(number)

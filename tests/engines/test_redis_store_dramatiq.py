@@ -263,3 +263,14 @@ def test_a_wire_that_does_not_exist(redis_url: str) -> None:
     """A misspelt wire is refused."""
     with pytest.raises(ValueError, match="wire"):
         Limits(url=redis_url, wire="celery")  # type: ignore[arg-type]  # what is tested
+
+
+def test_a_client_with_little_patience(redis_url: str) -> None:
+    """A client gives up sooner than a wait may last: no wait ends with its error."""
+    with redis.Redis.from_url(redis_url, socket_timeout=0.3) as client:
+        results, limits = RedisBackend(client=client), Limits(client=client, wire="dramatiq")
+        with pytest.raises(ResultTimeout):
+            results.get_result(messages()[0], block=True, timeout=700)
+        assert not limits.wait("nobody", 700)
+        results.close()
+        limits.close()

@@ -12,12 +12,15 @@ from typing import Any
 import pytest
 import redis
 
+from greenroom.engines.redis import trip as trip_module
 from greenroom.engines.redis.connection import Connection
 from greenroom.engines.redis.consumer import RedisConsumer
+from greenroom.engines.redis.errors import Unsent
 from greenroom.engines.redis.transport import RedisTransport
 from greenroom.errors import BrokerError, BrokerFull, BrokerReadOnly, BrokerTimeout, ConnectionClosed, ConnectionFailed
 from greenroom.names import new_storage_id
 from greenroom.ports.admin import Counts
+from greenroom.ports.store import Put, StoreOp
 from greenroom.ports.transport import MAX_TRIP, Envelope, Settlement
 from greenroom.testing.contract.kit import (
     QUEUE,
@@ -435,3 +438,101 @@ def test_a_sender_that_is_interrupted(transport: RedisTransport, monkeypatch: py
         with pytest.raises(KeyboardInterrupt):
             transport.push(envelopes(*(b"?" for _ in range(count))))
         assert transport.share.call("ECHO", "mine") == b"mine"
+
+
+# --- trips of an unusual kind
+
+
+@pytest.mark.parametrize("writes", [(), (Put("key", b"value"),)])
+def test_the_same_settlement_twice_in_a_trip(transport: RedisTransport, writes: tuple[StoreOp, ...]) -> None:
+    """Whoever settles a message twice in one trip has settled it once, and nothing is left of it or its neighbour."""
+    transport.push(envelopes(b"1", b"2"))
+    consumer = consumer_of(transport)
+    one, two = claim(consumer, 2)
+    answer = consumer.exchange([ack(one, writes=writes), ack(two, writes=writes), ack(one, writes=writes)], 0)
+    assert len(answer.settled) == 2
+    assert [s.delivery.id for s in answer.lost] == [one.id]
+    assert transport.counts([QUEUE]) == {QUEUE: Counts()}
+
+
+def test_contradictions_in_a_trip(transport: RedisTransport) -> None:
+    """Of settlements that contradict each other one is applied."""
+    transport.push(envelopes(b"1", b"2"))
+    consumer = consumer_of(transport)
+    one, two = claim(consumer, 2)
+    answer = consumer.exchange([dead(one), ack(one), release(two), dead(two)], 0)
+    assert (len(answer.settled), len(answer.lost)) == (2, 2)
+    assert transport.counts([QUEUE]) == {QUEUE: Counts(ready=1)}
+
+
+@pytest.fixture
+def unasked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The connection is found to be closed when replicas are asked about what was done before; later they all have it.
+    What was asked."""
+    call, asked = Connection.call, []
+
+    def cut(connection: Connection, *args: Any) -> Any:
+        if args[0] != "WAIT":
+            return call(connection, *args)
+        asked.append(args[0])
+        if len(asked) == 1:
+            raise Unsent("cut off")
+        return 1
+
+    monkeypatch.setattr(Connection, "call", cut)
+    return asked
+
+
+def test_replicas_cannot_be_asked_about_a_push(redis_url: str, make: Make, unasked: list[str]) -> None:
+    """What was pushed is not pushed again, for it may have been consumed by now."""
+    transport = make(redis_url, wait_replicas=1)
+    with pytest.raises(BrokerTimeout):
+        transport.push(envelopes(b"1"))
+    assert len(unasked) == 1
+    assert transport.counts([QUEUE]) == {QUEUE: Counts(ready=1)}
+
+
+def test_replicas_cannot_be_asked_about_a_trip(redis_url: str, make: Make, unasked: list[str]) -> None:
+    """What a trip has claimed is handed out by the next one, and what it has settled is settled."""
+    make(redis_url).push(envelopes(b"1", b"2"))
+    consumer = consumer_of(make(redis_url, wait_replicas=1))
+    trip = [ack(claim_one(consumer), envelope(b"next"))]
+    with pytest.raises(BrokerTimeout):
+        consumer.exchange(trip, 5)
+    answer = consumer.exchange(trip, 5)
+    assert answer.settled == trip
+    assert bodies(answer.deliveries) == [b"2", b"next"]
+    assert len(unasked) == 3
+
+
+def test_what_came_late_and_is_lost(transport: RedisTransport) -> None:
+    """A claim whose answer came late is not handed out if others have it by now."""
+    transport.push(envelopes(b"1"))
+    consumer = consumer_of(transport)
+    assert isinstance(consumer, RedisConsumer)
+    consumer.exchange((), 0)
+    faulty(consumer).loses_answer = 1
+    with pytest.raises(ConnectionClosed):
+        consumer.exchange((), 1)
+    consumer.exchange((), 0)
+    assert consumer._carried
+    transport.share.call("ZADD", transport.keys.leases, 0, consumer.owner_id)
+    (got,) = [*consumer.exchange((), 5).deliveries, *consumer.exchange((), 5).deliveries]
+    assert got.token == consumer.owner_id
+
+
+def test_large_results_go_in_parts(transport: RedisTransport, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is written with settlements and does not go into one command goes in several: the server closes the
+    connection of whoever sends too much at once."""
+    monkeypatch.setattr(trip_module, "PART_BYTES", 1000)
+    transport.push(envelopes(*[b"x"] * 10))
+    consumer = consumer_of(transport)
+    settlements = [ack(delivery, writes=(Put(delivery.id, b"x" * 400),)) for delivery in claim(consumer, 10)]
+    assert [len(part) for part in trip_module.parts_of(settlements)] == [2, 2, 2, 2, 2]
+    assert len(consumer.exchange(settlements, 0).settled) == 10
+
+
+def test_more_than_lua_hands_over(transport: RedisTransport) -> None:
+    """A push may be of any length, and is one all the same."""
+    transport.push(envelopes(*[b"x"] * 9_000))
+    assert transport.counts([QUEUE]) == {QUEUE: Counts(ready=9_000)}

@@ -247,7 +247,6 @@ def test_a_damaged_file(tmp_path: Path) -> None:
         ("attempt", "'x'"),
         ("crashes", "x'ff00'"),
         ("crashes", "1e300"),
-        ("history", "'{'"),
     ],
 )
 def test_a_column_that_makes_no_sense(tmp_path: Path, column: str, value: str) -> None:

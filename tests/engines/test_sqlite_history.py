@@ -43,7 +43,7 @@ def test_a_worker_goes_on(broker: SqliteBroker, value: object) -> None:
     work.send()
     with working(broker) as worker:
         wait_until(lambda: ran, "the other one ran")
-        wait_until(lambda: broker.transport.dead(), "there is a dead letter")
+        wait_until(broker.transport.dead, "there is a dead letter")
         assert worker.fatal_error is None
 
 

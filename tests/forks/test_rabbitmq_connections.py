@@ -100,3 +100,15 @@ def test_a_worker_process_has_three_connections_at_the_most(
     assert running.process.pid not in found
     assert max(found.values()) <= MOST
     wait_until(lambda: not connections(rabbitmq_shared, rabbitmq_url), "all are closed")
+
+
+def test_connecting_imports_nothing(tmp_path: Path, rabbitmq_url: str) -> None:
+    """pika looks addresses up on a thread of its own. If that imported something, a child that is forked meanwhile
+    would wait for the import for ever: so all of it is there before."""
+    run_program(
+        tmp_path,
+        "before = set(sys.modules)\n"
+        "broker.transport.publisher._link.connect(10)\n"
+        "assert set(sys.modules) == before, set(sys.modules) - before\n",
+        url=rabbitmq_url,
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import redis
 
 from greenroom import Message
 from greenroom.core.verdict import Verdict
+from greenroom.engines.redis.dramatiq_layout import DramatiqLayout
 from greenroom.engines.redis.run_place import number_of
 from greenroom.engines.redis.share import ProcessShare
 from greenroom.engines.redis.shared_transport import SharedTransport
@@ -20,9 +22,11 @@ from greenroom.errors import BrokerError, BrokerTimeout
 from greenroom.names import new_storage_id
 from greenroom.ports.admin import Counts
 from greenroom.ports.store import Get, Put
-from greenroom.ports.transport import CRASH, Delivery, Envelope, ErrorText, Settlement
+from greenroom.ports.transport import CRASH, ConsumerClosed, Delivery, Envelope, ErrorText, Settlement
 from greenroom.testing.clock import ManualClock
+from greenroom.testing.contract.kit import DEADLINE_S
 from tests.interop.layout_kit import ANOTHER, Theirs, name_of, take, transport_of
+from tests.runtime.cli_kit import wait_until
 
 ACK, DEAD, RETRY, RELEASE = Verdict.ACK, Verdict.DEAD, Verdict.RETRY, Verdict.RELEASE
 
@@ -605,3 +609,83 @@ def test_what_comes_back_after_it_was_lost(theirs: Theirs, consumer: TwoLayouts,
     consumer.exchange([Settlement(delivery, RELEASE)], 0)
     assert len(consumer.exchange([Settlement(delivery, ACK)], 0).lost) == 1
     assert theirs.waiting() == ["a"]
+
+
+# --- one side must not harm the other
+
+
+def test_a_closed_consumer_claims_nothing(theirs: Theirs, consumer: TwoLayouts) -> None:
+    """Not on Dramatiq's side either."""
+    theirs.send("a")
+    consumer.close()
+    with pytest.raises(ConsumerClosed):
+        consumer.exchange((), 10)
+    assert theirs.waiting() == ["a"]
+
+
+def test_closing_the_transport_gives_all_back(
+    theirs: Theirs, transport: SharedTransport, consumer: TwoLayouts, clock: ManualClock
+) -> None:
+    """What a consumer holds that nobody has closed."""
+    theirs.send("a")
+    assert len(take(consumer, clock)) == 1
+    transport.close()
+    assert theirs.waiting() == ["a"]
+    assert not theirs.client.exists("dramatiq:__heartbeats__")
+
+
+def test_theirs_do_not_starve_under_results(
+    theirs: Theirs, transport: SharedTransport, consumer: TwoLayouts, clock: ManualClock
+) -> None:
+    """Trips that write results carry no look: then one is made for itself, every few seconds."""
+    take(consumer, clock)
+    transport.push([Envelope("default", new_storage_id(), theirs.encoded(f"ours-{n}", "x")) for n in range(30)])
+    held = [*consumer.exchange((), 1).deliveries]
+    theirs.send("a")
+    names: list[str] = []
+    while held:
+        clock.advance_ms(500)
+        settlements = [Settlement(delivery, ACK, writes=(Put("key", b"value"),)) for delivery in held]
+        held = [*consumer.exchange(settlements, 1).deliveries]
+        names += named(held)
+    assert "a" in names[:15]
+
+
+def test_keys_that_are_not_dramatiqs(theirs: Theirs, transport: SharedTransport, consumer: TwoLayouts) -> None:
+    """Where something else has the name of one of Dramatiq's keys our own layout works, and takes its time to look
+    again."""
+    theirs.client.set("dramatiq:default", "something else")
+    transport.push([Envelope("default", new_storage_id(), b"1")])
+    (got,) = [delivery for _ in range(3) for delivery in consumer.exchange((), 10).deliveries]
+    assert len(consumer.exchange([Settlement(got, ACK)], 10).settled) == 1
+    assert consumer._theirs._look_at > consumer._clock.monotonic() + 5
+
+
+def test_a_sign_of_life_holds_nobody_up(
+    theirs: Theirs, consumer: TwoLayouts, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the server says nothing, the thread that asks for it goes on."""
+    theirs.send("a")
+    (held,) = take(consumer, clock)
+    gate, callers = threading.Event(), []
+
+    def stuck(*_args: Any) -> None:
+        callers.append(threading.current_thread())
+        gate.wait(DEADLINE_S)
+
+    monkeypatch.setattr(DramatiqLayout, "beat", stuck)
+    clock.advance_ms(60_000)
+    consumer.extend()
+    wait_until(lambda: bool(callers), "a sign of life is given")
+    assert callers != [threading.current_thread()]
+    gate.set()
+    assert len(consumer.exchange([Settlement(held, ACK)], 0).settled) == 1
+
+
+def test_the_wire_waits_for_replicas(theirs: Theirs, redis_url: str) -> None:
+    """What is pushed for Dramatiq counts as kept once the replicas have it, too."""
+    with redis.Redis.from_url(redis_url) as client:
+        transport = SharedTransport(client, wire=True, wait_replicas=1, wait_timeout_ms=10)
+        with pytest.raises(BrokerTimeout, match="0 of 1 replicas"):
+            transport.push([Envelope("default", "1", theirs.encoded("a", "1"))])
+        transport.close()

@@ -12,6 +12,7 @@ import redis
 import greenroom
 from greenroom import Message, QueueJoinTimeout, group, pipeline
 from greenroom.brokers.redis import RedisBroker
+from greenroom.clock import SYSTEM_CLOCK
 from greenroom.engines.redis.dramatiq_layout import DramatiqLayout
 from greenroom.middleware import GroupCallbacks
 from greenroom.rate_limits.backends import RedisBackend
@@ -179,7 +180,7 @@ def test_a_look_costs_no_command(make: Callable[..., RedisBroker], monkeypatch: 
     looks: list[Any] = []
     monkeypatch.setattr(consumer._ours.trips.rider, "_told", looks.append)
     monkeypatch.setattr(DramatiqLayout, "trip", None)
-    consumer._theirs._look_at = 0.0  # long ago: a look is due
+    consumer._theirs._look_at = SYSTEM_CLOCK.monotonic()  # a look is due
     consumer.exchange((), 10)
     assert [look.heartbeats for look in looks] == [0]
     assert set(looks[0].lengths.values()) == {(0, 0)}

@@ -57,7 +57,7 @@ def test_a_replayed_message_is_pending_again(broker: Any) -> None:
     message = work.send()
     with working(broker), pytest.raises(ResultFailure, match="broken"):
         broker.get_result(message.message_id, block=True, timeout=20_000)
-    wait_until(lambda: broker.transport.dead(), "there is a dead letter")
+    wait_until(broker.transport.dead, "there is a dead letter")
     is_mended.append(True)
     assert broker.replay([letter.id for letter in broker.transport.dead()]) == 1
     assert state_of(broker, message.message_id) == "enqueued"
@@ -74,7 +74,7 @@ def test_a_letter_that_is_not_there_changes_nothing(broker: Any) -> None:
 
     message = work.send()
     with working(broker):
-        wait_until(lambda: broker.transport.dead(), "there is a dead letter")
+        wait_until(broker.transport.dead, "there is a dead letter")
         (letter,) = broker.transport.dead()
         broker.replay([letter.id])
         wait_until(lambda: [other for other in broker.transport.dead() if other.id != letter.id], "it is dead again")

@@ -8,6 +8,8 @@ from contextlib import suppress
 from functools import cached_property
 from typing import Any
 
+from msgspec import structs
+
 from ..broker import Broker, Consumer
 from ..context import interruptible
 from ..core.options import OWN_MESSAGE_OPTIONS, check_priority, delay_to_ms
@@ -70,6 +72,18 @@ class EngineBroker(Broker):
     def _enqueue_chunk(self, chunk: list[Message[Any]], delay: Any) -> None:
         messages, delay = self._prepared(chunk, delay)
         self._hand_over(messages, delay)
+        self._tell_enqueued(messages, delay)
+
+    def enqueue_after(self, ops: Sequence[StoreOp], chunk: list[Message[Any]], *, delay: Any = None) -> None:
+        """Has the broker's own store do some operations, and then sends messages, at most a thousand: both in one step
+        where the engine can. Raises as ``enqueue``."""
+        if not self.transport.features.transactional or type(self)._hand_over is not EngineBroker._hand_over:
+            self.store.apply(ops)
+            self._enqueue_chunk(chunk, delay)
+            return
+        messages, delay = self._prepared(chunk, delay)
+        first, *others = [self.envelope(message) for message in messages]
+        self._push([structs.replace(first, writes=(*ops, *first.writes)), *others])
         self._tell_enqueued(messages, delay)
 
     async def _aenqueue_chunk(self, chunk: list[Message[Any]], delay: Any) -> None:

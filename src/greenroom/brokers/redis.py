@@ -23,6 +23,7 @@ from .engine import EngineBroker, parse_bool
 try:
     import redis
 
+    from ..engines.redis.client import client_of
     from ..engines.redis.dramatiq_calls import DramatiqCalls
     from ..engines.redis.retention import DEAD_LETTER_TTL_MS, Retention
     from ..engines.redis.shared_transport import HEARTBEAT_TIMEOUT_MS, SharedTransport
@@ -106,10 +107,7 @@ class RedisBroker(DramatiqCalls, EngineBroker):
         clock: Clock = SYSTEM_CLOCK,
         **parameters: Any,
     ) -> None:
-        if client is None:
-            client = redis.Redis(**parameters) if url is None else redis.Redis.from_url(url, **parameters)
-        elif url is not None or parameters:
-            raise ValueError("Say where the server is either by client= or by url= and other keywords, not by both.")
+        client = client_of(client, url, parameters)
         if wire not in (None, "dramatiq"):
             raise ValueError(f'wire= is "dramatiq" or nothing, not {wire!r}.')
         #: A client of the same server, for programs that want one. The broker's own connections are others.

@@ -85,9 +85,8 @@ class group:  # noqa: N801  # the name is Dramatiq's
         planner, messages = self._plan()
         try:
             for chunk in in_chunks(messages, CHUNK):
-                planner.run()
                 for delay_ms, part in _by_delay(chunk, delay):
-                    self.broker.enqueue_many(part, delay=delay_ms)
+                    planner.send(list(part), delay_ms)
             planner.run()  # without members nothing has come yet
         except BaseException:
             self._forget()

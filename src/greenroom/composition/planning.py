@@ -33,6 +33,8 @@ from .built_in import JOIN_GROUP, OPEN_GROUP
 
 #: So many members of a group are added to its set at a time, and the last one.
 _STEP = MAX_OPS - 1
+#: So many operations travel with messages; more are done before them, by themselves.
+_MOST_CARRIED = 100
 
 
 class Composition(Protocol):
@@ -110,6 +112,17 @@ class Planner:
         self.keys: list[str] = []
         #: Groups without members.
         self.empty: list[str] = []
+
+    def send(self, messages: list[Message[Any]], delay_ms: int | None) -> None:
+        """Sends up to a thousand messages of those that have come so far, and before that, or in one step with it, has
+        the store do what is needed."""
+        broker = self.broker
+        if broker.composition_store is broker.store and 0 < len(self.ops) <= _MOST_CARRIED:
+            ops, self.ops, self.empty = self.ops, [], []
+            broker.enqueue_after(ops, messages, delay=delay_ms)
+            return
+        self.run()
+        broker.enqueue_many(messages, delay=delay_ms)
 
     def run(self) -> None:
         """Has the store do what is needed before the messages are sent that have come so far."""

@@ -99,7 +99,8 @@ class Admin(Protocol):
         """Puts dead letters back into queues; returns how many of them were there.
 
         Each is replaced by its envelope, which has no crashes and takes over the history, with the death as its last
-        incident; what the envelope ``writes`` is done, as by a push. One atomic step where the engine is transactional; else the envelope is there before its letter goes.
+        incident; what the envelope ``writes`` is done, as by a push. One atomic step where the engine is transactional;
+        else the envelope is there before its letter goes.
 
         Raises:
           MessageTooLarge: If an envelope is too large; nothing was moved.

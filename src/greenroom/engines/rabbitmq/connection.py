@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import copy
 import logging
 import os
@@ -19,15 +20,14 @@ from ...logging import get_logger
 from .errors import translate
 from .loop import Loop
 
-#: What the connection that consumes is called.
-CONSUMING = "consume"
-#: Its heartbeat where none is asked for, in seconds: a server that has vanished is noticed five seconds after that. Who
-#: sends notices by the answer that does not come.
-HEARTBEAT_S = 20
 #: Seconds that a polite goodbye may take.
 _GOODBYE_S = 1.0
 
 logger = get_logger(__name__)
+
+# pika asks for addresses on a thread, which loads the codec of host names. A child that is forked meanwhile would wait
+# for that import for ever.
+codecs.lookup("idna")
 
 if logging.getLogger("pika").level == logging.NOTSET:
     # pika logs each broken connection several times over, with its own tracebacks; what it means is told by ours.
@@ -77,8 +77,6 @@ class Targets:
         for config in configs:
             own = config.client_properties or {}
             config.client_properties = {"connection_name": f"greenroom {name} (pid {os.getpid()})", **own}
-            if name == CONSUMING and config.heartbeat is None:
-                config.heartbeat = HEARTBEAT_S
         return configs
 
     def __repr__(self) -> str:

@@ -266,6 +266,7 @@ class RabbitmqConsumer:
                 if left_s <= 0:
                     break
                 self._run(left_s)
+                self._line.look()
                 self._moves.serve([queue for queue in self._active() if queue not in self._skip])
                 if self._aside and self._neighbours is not None:
                     self._left = True  # the next trip asks again
@@ -335,6 +336,7 @@ class RabbitmqConsumer:
         try:
             self._keep_place()
             self._run(0.0)
+            self._line.look()
             if self._line.epoch is not None:
                 self._line.step_down(self._held())
                 self._line.loop.flush()

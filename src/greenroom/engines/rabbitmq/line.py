@@ -5,6 +5,7 @@ Owned by whoever drives its loop: see ``consumer``. Nothing here waits, but for 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from time import monotonic
@@ -15,7 +16,6 @@ from pika.exceptions import AMQPError, ChannelClosedByBroker
 from ...backoff import full_jitter_s
 from ...errors import BrokerError, BrokerTimeout
 from ...logging import get_logger
-from .connection import CONSUMING
 from .errors import QueueMismatch, channel_error, translate
 from .prefetch import DOWN_EVERY_S, Prefetch
 from .tap import Tap, TapState
@@ -23,6 +23,11 @@ from .unacked import Epoch, Unacked
 
 #: Seconds that connecting may take before its caller hears of it.
 CONNECT_S = 5.0
+#: After so many seconds without a byte the server is asked for one.
+SILENT_S = 10.0
+#: Seconds that it has to answer then. Heartbeats would notice after two minutes; and to have more of them would have the
+#: server give up a process that cannot run for a moment.
+DEAF_S = 10.0
 #: Seconds that the goodbye may take: who hangs up earlier may have acknowledged in vain, and that runs again.
 GOODBYE_S = 5.0
 #: Seconds for which a trip waits for the first messages of a queue that it has just begun to consume.
@@ -46,7 +51,7 @@ class Line:
         self._transport = transport
         self._prefetch = prefetch
         self._on_lost = on_lost
-        self._link = transport.link(CONSUMING, on_open=self._linked, on_lost=self._unlinked)
+        self._link = transport.link("consume", on_open=self._linked, on_lost=self._unlinked)
         self.loop = self._link.loop
         self._channel: Any = None
         self._declarer: Any = None
@@ -59,6 +64,9 @@ class Line:
         self._trouble: BrokerError | None = None
         self._failures = 0
         self._tags = 0
+        self._heard = -1
+        self._heard_s = 0.0
+        self._asked_s = math.inf
 
     # --- the connection
 
@@ -78,6 +86,21 @@ class Line:
         if not done:
             where = self._link.where
             raise BrokerTimeout(f"RabbitMQ at {where} did not answer within {CONNECT_S:g} s.", outcome="none")
+
+    def look(self) -> None:
+        """While it is idle, about once a second, after a step of the loop: a connection that leads nowhere is given up."""
+        if self.epoch is None:
+            return
+        now_s = monotonic()
+        if self._link.heard != self._heard:
+            self._heard, self._heard_s, self._asked_s = self._link.heard, now_s, math.inf
+        elif now_s - self._asked_s > DEAF_S:
+            logger.warning("RabbitMQ at %s was silent for too long: the connection is given up.", self._link.where)
+            self._link.drop()
+        elif now_s - self._heard_s > SILENT_S and self._asked_s == math.inf:
+            self._asked_s = now_s
+            self._channel.basic_qos(callback=_ignore)
+            self.loop.flush()
 
     def close(self) -> None:
         """Says goodbye: the broker takes back all that is not settled."""

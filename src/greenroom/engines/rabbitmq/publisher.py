@@ -24,6 +24,7 @@ from typing import Any
 
 from pika import spec
 
+from ... import failpoints
 from ...errors import BrokerError, BrokerFull, BrokerTimeout, MessageTooLarge
 from ...logging import get_logger
 from .connection import Link, Targets
@@ -266,6 +267,8 @@ class Publisher:
                 self._link.loop.flush()
         self._next_tag = tag
         self._link.loop.flush()
+        if failpoints.armed:
+            failpoints.hit("enq.after_send_before_confirm")
         if not mandatory:
             self._unflushed.append(parcel)
             self._note_flushed()

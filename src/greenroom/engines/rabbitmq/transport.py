@@ -146,6 +146,7 @@ class RabbitmqTransport(RabbitmqAdmin):
 
     def push(self, batch: Sequence[Envelope]) -> None:
         """Returns once the broker keeps the batch. If it raises, some of it may be kept: see ``Publisher.push``."""
+        publisher = self._process.get().publisher  # first: opening it arms failpoints
         queues = self._queues
         for envelope in batch:
             self.check_size(envelope)
@@ -156,7 +157,7 @@ class RabbitmqTransport(RabbitmqAdmin):
         publications = [of(envelope, now_ms) for envelope in batch]
         if failpoints.armed:
             failpoints.hit("enq.before_send")
-        self.publish(publications)
+        publisher.push(publications, self._publish_timeout_s)
         if failpoints.armed:
             failpoints.hit("enq.after_commit")
 

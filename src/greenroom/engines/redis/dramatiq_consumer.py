@@ -31,7 +31,7 @@ from .dramatiq_layout import Claim, DramatiqLayout, Enqueued, Look, Place, Step,
 BUSY_LOOK_S = 0.1
 IDLE_LOOK_S = 1.0
 #: Seconds after which a look is made that no trip has carried: those that write results carry none.
-OVERDUE_S = 2.0
+OVERDUE_S = 3.0
 #: Seconds until the next look after one that the server has refused.
 REFUSED_LOOK_S = 10.0
 #: Seconds between two signs of life, unless the others lose patience sooner.

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from itertools import groupby
 from operator import attrgetter
 
+from ...core.chunks import in_chunks
 from ...errors import MessageTooLarge
 from ...ports.transport import Envelope
 from .connection import Argument
@@ -14,6 +15,9 @@ from .keys import PRIORITY_BASE, SEQ_SPAN
 
 #: The base of a ready score, by priority.
 BASES = [b"%d" % (number * SEQ_SPAN) for number in range(2 * PRIORITY_BASE + 1)]
+
+#: How many messages a run has at most: Lua hands over no more than 8 000 values at a time.
+LONGEST_RUN = 1000
 
 _run_of = attrgetter("queue", "priority", "due_ms")
 
@@ -35,11 +39,12 @@ def runs_of(batch: Sequence[Envelope], table: KeyTable) -> tuple[int, list[Argum
     args: list[Argument] = []
     count = 0
     for (queue, priority, due_ms), run in groupby(batch, _run_of):
-        envelopes = list(run)
-        args += (table.of(queue), queue, base_of(priority), "" if due_ms is None else due_ms, len(envelopes))
-        for envelope in envelopes:
-            args += (envelope.id, envelope.body)
-        count += 1
+        due = "" if due_ms is None else due_ms
+        for envelopes in in_chunks(run, LONGEST_RUN):
+            args += (table.of(queue), queue, base_of(priority), due, len(envelopes))
+            for envelope in envelopes:
+                args += (envelope.id, envelope.body)
+            count += 1
     return count, args
 
 

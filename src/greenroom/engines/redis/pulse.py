@@ -8,15 +8,19 @@ host for dead charges what it said it ran.
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Callable, Collection
 
 from ...clock import SYSTEM_CLOCK
 from ...errors import BrokerError
 from ...logging import get_logger
-from .connection import Argument
+from .connection import Argument, Connection
 from .keys import Keys
 from .scripts import load
 from .share import ProcessShare
+
+#: Something short that is done on the thread, with its connection.
+Task = Callable[[Connection], object]
 
 _EXTEND = load("extend")
 
@@ -43,6 +47,7 @@ class Pulse:
         self._id = ""
         self._marks = b""
         self._told = b""  # the marks that the server knows
+        self._tasks: deque[Task] = deque()
         self._wanted = threading.Event()
         self._thread: threading.Thread | None = None
         self._ended = False
@@ -79,9 +84,17 @@ class Pulse:
         is_late = SYSTEM_CLOCK.monotonic() - self._renewed_s >= self._late_s
         if not (is_late or self._marks != self._told) or self._ended:
             return
+        self.do(self._extend)
+
+    def do(self, task: Task) -> None:
+        """Has the thread do something, once, if it has not yet done it since it was asked to."""
+        if self._ended:
+            return
         if self._thread is None:
             self._thread = threading.Thread(target=self._main, name="lease", daemon=True)
             self._thread.start()
+        if task not in self._tasks:
+            self._tasks.append(task)
         self._wanted.set()
 
     def end(self) -> None:
@@ -95,18 +108,23 @@ class Pulse:
         while self._wanted.wait() and not self._ended:
             self._wanted.clear()
             try:
-                self._extend()
-            except BrokerError as e:  # the next beat tries again
-                logger.debug("The lease could not be renewed: %s", e)
+                while self._tasks:
+                    self._do_next()
             except Exception as e:  # noqa: BLE001  # the next beat raises it
                 self._failure = e
                 break
         self._connection.close()
 
-    def _extend(self) -> None:
+    def _do_next(self) -> None:
+        try:
+            self._tasks.popleft()(self._connection)
+        except BrokerError as e:  # it is asked for again
+            logger.debug("The lease could not be renewed: %s", e)
+
+    def _extend(self, connection: Connection) -> None:
         id, marks = self._id, self._marks
         keys = [self._keys.leases, self._keys.running]
-        is_good = _EXTEND.run(self._connection, keys, [self._now(), id, self._lease_ms, marks])
+        is_good = _EXTEND.run(connection, keys, [self._now(), id, self._lease_ms, marks])
         if id == self._id:
             self._told = marks
             self.is_good = bool(is_good)

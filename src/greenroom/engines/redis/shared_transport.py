@@ -8,6 +8,7 @@ from typing import Any
 from msgspec import structs
 
 from ...clock import SYSTEM_CLOCK
+from ...errors import BrokerError, BrokerTimeout
 from ...ports.admin import Counts, DeadLetter, Peeked, State, check_step
 from ...ports.transport import Envelope
 from .both_pages import merged, parse_letters, parse_shown, peek_theirs
@@ -16,6 +17,7 @@ from .dramatiq_bury import OURS, Undertaker
 from .dramatiq_consumer import DramatiqConsumer, enqueued
 from .dramatiq_layout import DramatiqLayout, Step
 from .envelopes import check_envelope
+from .errors import NotReplicated, Unsent, is_unknown
 from .share import ProcessShare
 from .store import RedisStore
 from .transport import RedisTransport
@@ -84,7 +86,20 @@ class SharedTransport(RedisTransport):
             check_envelope(envelope, self._max_body)
         messages = [enqueued(envelope) for envelope in batch]
         if messages:
-            self.layout.trip("", [Step("push", messages[0].place, messages=messages)], now_ms=self._now_ms())
+            self._push_theirs([Step("push", messages[0].place, messages=messages)])
+
+    def _push_theirs(self, steps: Sequence[Step]) -> None:
+        layout, now_ms = self.layout, self._now_ms()
+        try:
+            try:
+                layout.trip("", steps, now_ms=now_ms)
+            except Unsent:  # on a connection that was closed meanwhile
+                layout.trip("", steps, now_ms=now_ms)
+            self.share.wait_for_replicas()
+        except BrokerError as e:
+            if isinstance(e, NotReplicated) or not is_unknown(e):
+                raise
+            raise BrokerTimeout(f"It is not known whether what was sent is kept: {e}") from e
 
     def consumer(self, owner: str) -> TwoLayouts:  # type: ignore[override]  # it answers the same port
         """A new owner of claims. Registers it on the server."""

@@ -8,7 +8,7 @@ what it has settled is known, and what it has claimed is not leaked.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from ... import failpoints
 from ...clock import SYSTEM_CLOCK, Clock
@@ -18,9 +18,11 @@ from .connection import Argument
 from .dramatiq_rider import Rider
 from .errors import is_unknown
 from .key_table import KeyTable
-from .owner import Owner
 from .share import ProcessShare
 from .trip import Answer, Trip, deliveries
+
+if TYPE_CHECKING:
+    from .owner import Owner
 
 
 class Brought(NamedTuple):

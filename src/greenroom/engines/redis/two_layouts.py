@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Sequence
 from collections.abc import Set as AbstractSet
+from typing import TYPE_CHECKING
 
 from msgspec import structs
 
@@ -18,10 +19,12 @@ from ...core.verdict import Verdict
 from ...errors import BrokerError
 from ...logging import get_logger
 from ...ports.transport import Delivery, Exchange, Incident, Settlement
-from .consumer import RedisConsumer
 from .dramatiq_consumer import Answer, DramatiqConsumer, Token, enqueued
 from .dramatiq_layout import DramatiqLayout, Enqueued, Step
 from .dramatiq_rider import Rider
+
+if TYPE_CHECKING:
+    from .consumer import RedisConsumer
 
 #: Seconds between two looks for Dramatiq's dead letters that are not kept any longer, and between two steps while there
 #: are some.

@@ -9,6 +9,7 @@ from ... import failpoints
 from ...clock import SYSTEM_CLOCK, Clock
 from ...forksafe import PerProcess
 from ...logging import get_logger
+from ...ports.store import StoreOp
 from ...ports.transport import Envelope, Features
 from .admin import SqliteAdmin
 from .consumer import SqliteConsumer
@@ -87,28 +88,28 @@ class SqliteTransport(SqliteAdmin):
         share = self._process.get()
         if failpoints.armed:
             failpoints.hit("enq.before_send")
-        if [envelope for envelope in batch if envelope.writes]:
-            self._push_with_writes(share, batch)
-        elif len(batch) == 1:
+        ops = [op for envelope in batch if envelope.writes for op in envelope.writes]
+        if len(batch) == 1 and not ops:
             share.database.execute(INSERT_ONE, row_of(batch[0]))
         elif batch:
-            statements = insertions(batch)
-            with share.database.transaction(sending=True) as connection:
-                for statement, parameters in statements:
-                    connection.execute(statement, parameters)
-                    if failpoints.armed:
-                        failpoints.hit("enq.batch_mid")
+            self._push_many(share, batch, ops)
         if failpoints.armed:
             failpoints.hit("enq.after_commit")
         ring(share.wake, batch)
 
-    def _push_with_writes(self, share: ProcessShare, batch: Sequence[Envelope]) -> None:
+    def _push_many(self, share: ProcessShare, batch: Sequence[Envelope], ops: Sequence[StoreOp]) -> None:
+        statements = insertions(batch)
         with share.database.transaction(sending=True) as connection:
-            writes = Writes(connection, self.clock.now_ms(), self._max_body)
-            writes.insert(batch)
-            failpoints.hit("enq.batch_mid")
-            writes.flush()
-        share.tell(writes)
+            for statement, parameters in statements:
+                connection.execute(statement, parameters)
+                if failpoints.armed:
+                    failpoints.hit("enq.batch_mid")
+            if ops:
+                writes = Writes(connection, self.clock.now_ms(), self._max_body)
+                writes.later(ops)
+                writes.flush()
+        if ops:
+            share.tell(writes)
 
     def consumer(self, owner: str) -> SqliteConsumer:
         """A new owner of claims. Registers it in the file."""
