@@ -8,8 +8,8 @@
 * ``start_redis(**settings)``: as many more of these as a test likes: ``start_redis(appendonly="yes")``.
 * ``rabbitmq_url``: an empty virtual host, for this test alone, on a RabbitMQ that the whole test run shares.
 * ``rabbitmq_shared``: that server itself: ``.ctl("list_queues", "-p", vhost)``. Do not stop, kill or alarm it.
-* ``rabbitmq_troubled``: another one that the run shares, for one test at a time, which may kill, pause and alarm it, and
-  puts its settings right again; ``fresh_vhost(server)`` is the URL of an empty virtual host there.
+* ``rabbitmq_troubled``: another one that the run shares, for one test at a time, which may kill, pause and alarm it,
+  and puts its settings right again; ``fresh_vhost(server)`` is the URL of an empty virtual host there.
 * ``rabbitmq_server``, ``start_rabbitmq(**settings)``: for this test alone, as for Redis. One takes some 8 s to start.
 * ``memcached_url``: the address of a memcached that the tests of this process share; emptied for each test.
 

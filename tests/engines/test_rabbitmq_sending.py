@@ -374,5 +374,5 @@ def test_an_error_of_our_own_is_told(
             with pytest.raises(BrokerError):
                 transport.push([sent(b"2")])
         transport.push([sent(b"3")])
-    assert "An error of Greenroom's own has ended the connection publish" in caplog.text
+    assert "An error of Greenroom's own ends a connection" in caplog.text
     assert "ZeroDivisionError" in caplog.text

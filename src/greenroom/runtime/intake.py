@@ -28,15 +28,14 @@ class Intake:
         threads, loop = self._threads, self._loop
         admitted = self._admit(deliveries)
         batches: dict[tuple[Lane, int], list[Run]] = {}
-        lane, priority = None, 0
+        same: Any = None  # the actor whose plain messages go where the last one went: nearly always that one again
         for run in admitted.runs:
             actor = run.actor
             options = run._message.options
-            its_lane = loop if actor.is_async else threads
-            its_priority = options.get("priority", actor.priority) if options else actor.priority
-            if its_lane is not lane or its_priority != priority:  # nearly always the same as before
-                lane, priority = its_lane, its_priority
-                batch = batches.setdefault((lane, priority), [])
+            if options or actor is not same:
+                lane = loop if actor.is_async else threads
+                batch = batches.setdefault((lane, options.get("priority", actor.priority)), [])
+                same = None if options else actor
             batch.append(run)
         self._learn_shares(batches)
         for key in sorted(batches, key=_priority) if len(batches) > 1 else batches:

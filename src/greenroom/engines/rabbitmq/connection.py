@@ -13,7 +13,7 @@ from typing import Any
 
 import pika
 from pika.adapters.select_connection import SelectConnection
-from pika.exceptions import AMQPError, StreamLostError
+from pika.exceptions import AMQPError
 
 from ...errors import BrokerError, BrokerTimeout, ConnectionClosed
 from ...logging import get_logger
@@ -109,6 +109,19 @@ def _shown(config: Any) -> str:
     return f"{scheme}://{user}{'@' if user else ''}{config.host}:{config.port}{vhost}"
 
 
+class Connection(SelectConnection):  # type: ignore[misc]  # pika is not typed
+    """pika's, but for one thing: what one of our callbacks raises ends it, and pika tells nobody what that was."""
+
+    def _on_data_available(self, data_in: bytes) -> None:
+        try:
+            super()._on_data_available(data_in)
+        except AMQPError:
+            raise
+        except Exception:
+            logger.critical("An error of Greenroom's own ends a connection to RabbitMQ.", exc_info=True)
+            raise
+
+
 class Link:
     """One connection at a time, and its loop. Owned by the thread that drives the loop.
 
@@ -177,7 +190,7 @@ class Link:
             return
         self.error = None
         self.loop.eager = False
-        self._opening = SelectConnection.create_connection(
+        self._opening = Connection.create_connection(
             self.targets.named(self.name), on_done=self._opened, custom_ioloop=self.loop
         )
 
@@ -262,8 +275,6 @@ class Link:
         self.was_open = self.connection is not None
         self.connection = None
         self.blocked = None
-        if (own := _own_error(reason)) is not None:
-            logger.critical("An error of Greenroom's own has ended the connection %s.", self.name, exc_info=own)
         error = translate(reason, self.where)
         error.__cause__ = reason if error is not reason else None
         self.error = error
@@ -277,12 +288,6 @@ class Link:
         self.blocked = None
         if self._on_unblocked is not None:
             self._on_unblocked(self)
-
-
-def _own_error(reason: Any) -> Exception | None:
-    """What was raised by one of our callbacks: pika takes it for the end of the stream, and tells nobody else."""
-    cause = reason.args[-1] if isinstance(reason, StreamLostError) and reason.args else None
-    return cause if isinstance(cause, Exception) and not isinstance(cause, (OSError, EOFError, AMQPError)) else None
 
 
 def _version(properties: Mapping[str, Any] | None) -> tuple[int, ...]:
