@@ -45,8 +45,8 @@ class Event(NamedTuple):
 
 class Fault(NamedTuple):
     """What was done to a process. ``kill``: it is dead from ``at_s`` on. ``lost``: others may have taken what it held,
-    from ``at_s`` on, while it still runs. ``cut``: its connection has ended at ``at_s``, and what it held then is handed
-    out again at once; where no settlement is confirmed, also what it had settled within the last moments."""
+    from ``at_s`` on, while it still runs. ``cut``: its connection has ended at ``at_s``, and what it held then is
+    handed out again at once; where no settlement is confirmed, also what it had settled within the last moments."""
 
     kind: str
     pid: int

@@ -1,8 +1,9 @@
-"""A storm: real senders and real workers on one queue file or one Redis server, and somebody who kills, stalls, stops and reloads them.
+"""A storm: real senders and real workers on one queue file or one Redis server, and somebody who kills, stalls, stops
+and reloads them.
 
 ``Storm(folder, url, seed).run()`` is one of them; all that is random in it comes from its seed.
-``python -m tests.chaos.storm --minutes 20 --engine redis`` (``make soak ENGINE=redis``) runs one after the other until time is up, and stops at the
-first that breaks a promise, with its seed and the folder with all that was written down.
+``python -m tests.chaos.storm --minutes 20 --engine redis`` (``make soak ENGINE=redis``) runs one after the other until
+time is up, and stops at the first that breaks a promise, with its seed and the folder with all that was written down.
 """
 
 from __future__ import annotations

@@ -84,8 +84,8 @@ def test_a_tag_of_another_channel_takes_nobody_elses_message(tmp_path: Path, rab
 
 
 def test_f33_an_operator_closes_all_connections(tmp_path: Path, rabbitmq_url: str, rabbitmq_shared: RabbitMQ) -> None:
-    """F33: all connections are closed by an operator, under load, twice. Nothing is lost, only what was held runs again,
-    and senders and workers go on by themselves."""
+    """F33: all connections are closed by an operator, under load, twice. Nothing is lost, only what was held runs
+    again, and senders and workers go on by themselves."""
     broker, sender_broker = build(tmp_path, rabbitmq_url), build(tmp_path, rabbitmq_url)
     vhost = rabbitmq_url.rpartition("/")[2]
     faults = []
@@ -124,8 +124,8 @@ def test_f33_a_queue_of_another_kind(tmp_path: Path, rabbitmq_url: str, caplog: 
 
 
 def test_f34_the_queue_is_deleted(tmp_path: Path, rabbitmq_url: str) -> None:
-    """F34: another program deletes the queue, or purges it, while a worker consumes from it: it is declared again within
-    five seconds, and what is sent then runs."""
+    """F34: another program deletes the queue, or purges it, while a worker consumes from it: it is declared again
+    within five seconds, and what is sent then runs."""
     with closing(pika.BlockingConnection(pika.URLParameters(rabbitmq_url))) as stranger:
         channel: Any = stranger.channel()
         broker = build(tmp_path, rabbitmq_url)
@@ -144,8 +144,8 @@ def test_f34_the_queue_is_deleted(tmp_path: Path, rabbitmq_url: str) -> None:
 
 
 def test_f36_what_has_no_queue_is_returned(tmp_path: Path, rabbitmq_url: str) -> None:
-    """F36: the queue is deleted, and nobody but the sender is there. RabbitMQ returns the message; the queue is declared
-    again, and the message is sent again: ``send`` has returned, so it is there."""
+    """F36: the queue is deleted, and nobody but the sender is there. RabbitMQ returns the message; the queue is
+    declared again, and the message is sent again: ``send`` has returned, so it is there."""
     with closing(pika.BlockingConnection(pika.URLParameters(rabbitmq_url))) as stranger:
         channel = stranger.channel()
         broker = build(tmp_path, rabbitmq_url)

@@ -128,8 +128,8 @@ def test_f23_f31_the_server_is_restarted_and_comes_later(
 
 def test_f22_the_server_stands_still(tmp_path: Path, rabbitmq_troubled: RabbitMQ, url: str) -> None:
     """F22: SIGSTOP of the server for longer than a sender waits. Sending fails in time, as "not known whether", and the
-    next one on a new connection, as "not there". Afterwards all goes on: what was accepted is done once, what was not is
-    done once or not at all."""
+    next one on a new connection, as "not there". Afterwards all goes on: what was accepted is done once, what was not
+    is done once or not at all."""
     broker = build(tmp_path, url, publish_timeout_ms=1000)
     with working(broker, 1):
         send(tmp_path, broker, ["runs"], "gated")

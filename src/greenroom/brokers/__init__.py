@@ -25,8 +25,8 @@ def from_url(url: str, **kwargs: Any) -> Broker:
     """The broker that a URL names.
 
     ``sqlite:///relative.db``, ``sqlite:////absolute.db``, ``redis://host:6379/0``, ``rediss://`` (TLS),
-    ``unix:///socket``, ``amqp://user:password@host:5672/vhost``, ``amqps://`` (TLS); ``?durable=true`` and other keywords
-    of the broker may follow. ``kwargs`` go to the broker as they are.
+    ``unix:///socket``, ``amqp://user:password@host:5672/vhost``, ``amqps://`` (TLS); ``?durable=true`` and other
+    keywords of the broker may follow. ``kwargs`` go to the broker as they are.
 
     Raises:
       ValueError: For a scheme that is not known, or a bad parameter.

@@ -125,8 +125,8 @@ class Exchange(msgspec.Struct, frozen=True):
 
     ``settled`` may name settlements of an earlier trip; until then their caller holds them. ``lost``: no longer ours,
     nothing was changed. ``refused``: could never be applied, with the reason; the rest went through. ``more``: queues
-    were not emptied. ``reset``: the connection was lost, and with it all that was claimed before this trip; what has not
-    started is better not started.
+    were not emptied. ``reset``: the connection was lost, and with it all that was claimed before this trip; what has
+    not started is better not started.
     """
 
     deliveries: Sequence[Delivery] = ()

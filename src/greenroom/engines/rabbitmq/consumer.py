@@ -20,7 +20,6 @@ from typing import Any
 
 from ... import failpoints
 from ...board import Board
-from ...core.verdict import Verdict
 from ...host.deaths import EVIDENCE_STEP_S
 from ...logging import get_logger
 from ...ports.transport import MAX_TRIP, ConsumerClosed, Delivery, Exchange, Incident, Settlement
@@ -28,6 +27,7 @@ from .ledger import Ledger
 from .line import Line
 from .moves import Moves
 from .neighbours import Neighbours, Place
+from .passing import pass_after, pass_before
 from .prefetch import Prefetch
 from .reading import Past, Reader, is_plain, plain
 from .settling import Settler
@@ -118,7 +118,7 @@ class RabbitmqConsumer:
         with self._turn:
             self._check_usable()
             if failpoints.armed:
-                _pass_before(settle, limit)
+                pass_before(settle, limit)
             self._skip = skip
             self._run(0.0)
             self._settler.settle(settle)
@@ -127,7 +127,7 @@ class RabbitmqConsumer:
             deliveries, more = self._claim(min(limit, MAX_TRIP), skip) if limit > 0 else ((), False)
             self._line.loop.flush()
             if failpoints.armed:
-                _pass_after(settle, deliveries)
+                pass_after(settle, deliveries)
             self._left = more
             return self._answer(deliveries, more=more)
 
@@ -373,8 +373,7 @@ class RabbitmqConsumer:
                 self._neighbours.close()
 
     def abandon(self) -> None:
-        """For tests: what happens to it when its process dies. What it has settled has reached the broker by then: no
-        confirmation tells of that, and what the broker has read and not done yet is lost with the connection."""
+        """For tests: what happens to it when its process dies, a moment after its last settlement."""
         with self._turn:
             self._line.arrive()
             if self._place is not None:
@@ -386,22 +385,3 @@ class RabbitmqConsumer:
             raise ConsumerClosed("This consumer was closed.")
         if os.getpid() != self._pid:
             raise ConsumerClosed("This consumer belongs to the process that made it, not to its fork.")
-
-
-def _pass_before(settle: Sequence[Settlement], limit: int) -> None:
-    if limit:
-        failpoints.hit("claim.before")
-    if _says_how_it_went(settle):
-        failpoints.hit("ack.before")
-
-
-def _pass_after(settle: Sequence[Settlement], deliveries: Sequence[Delivery]) -> None:
-    if _says_how_it_went(settle):
-        failpoints.hit("ack.after_commit_before_reply")
-    if deliveries:
-        failpoints.hit("claim.after_commit_before_register")
-
-
-def _says_how_it_went(settle: Sequence[Settlement]) -> bool:
-    """True unless all is merely given back."""
-    return any(s.verdict is not Verdict.RELEASE for s in settle)

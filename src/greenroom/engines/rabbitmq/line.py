@@ -25,8 +25,8 @@ from .unacked import Epoch, Unacked
 CONNECT_S = 5.0
 #: After so many seconds without a byte the server is asked for one.
 SILENT_S = 10.0
-#: Seconds that it has to answer then. Heartbeats would notice after two minutes; and to have more of them would have the
-#: server give up a process that cannot run for a moment.
+#: Seconds that it has to answer then. Heartbeats would notice after two minutes; and to have more of them would have
+#: the server give up a process that cannot run for a moment.
 DEAF_S = 10.0
 #: Seconds that the goodbye may take: who hangs up earlier may have acknowledged in vain, and that runs again.
 GOODBYE_S = 5.0
@@ -88,7 +88,7 @@ class Line:
             raise BrokerTimeout(f"RabbitMQ at {where} did not answer within {CONNECT_S:g} s.", outcome="none")
 
     def look(self) -> None:
-        """While it is idle, about once a second, after a step of the loop: a connection that leads nowhere is given up."""
+        """While it is idle, about once a second, after a step of the loop: gives up a connection that leads nowhere."""
         if self.epoch is None:
             return
         now_s = monotonic()
@@ -109,7 +109,8 @@ class Line:
         self._link.close(GOODBYE_S)
 
     def arrive(self) -> None:
-        """For tests: waits until the broker has done all that it was told here."""
+        """For tests: waits until the broker has done all that it was told here. No confirmation tells of that, and what
+        it has read and not done yet is lost with the connection."""
         if self.epoch is not None:
             answers: list[Any] = []
             self._channel.basic_qos(callback=answers.append)

@@ -187,11 +187,8 @@ class Publisher:
 
     def _drop_if_silent(self, heard: int) -> None:
         """A connection on which nothing has come for so long may lead nowhere: the next sender opens another one."""
-        if self._link.heard == heard and self._link.blocked is None and self._turns.try_take():
-            try:
-                self._link.drop()
-            finally:
-                self._turns.hand_on()
+        if self._link.heard == heard and self._link.blocked is None:
+            self._alone(self._link.drop)
 
     # --- driving
 
