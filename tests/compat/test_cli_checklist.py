@@ -12,7 +12,7 @@ from greenroom.cli.worker import parser
 from greenroom.logging import LOG_FORMAT
 from greenroom.runtime.exit_codes import ExitCode
 from greenroom.settings import Settings, SettingsError, getenv, getenv_int
-from tests.runtime.cli_kit import Program
+from tests.runtime.cli_kit import Program, wait_until
 
 #: Each spelling, what may follow it, the setting, and what it is then.
 FLAGS = [
@@ -160,6 +160,7 @@ def test_a_unit_file_of_dramatiqs_works(tmp_path: Path) -> None:
         program.wait_for_mark("here")
         program.wait_for_mark("beside")
         assert (tmp_path / "run.pid").read_text() == f"{running.process.pid}\n"
+        wait_until(lambda: " runs: " in log.read_text(), "all its processes are ready, which may be later")
         running.stop()
     assert not (tmp_path / "run.pid").exists()
     for name in ("MainProcess", "WorkerProcess(0)", "WorkerProcess(1)", "ForkProcess(0)"):

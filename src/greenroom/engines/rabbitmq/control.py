@@ -20,7 +20,7 @@ from .topology import Declarer, Layout
 #: Seconds that one answer may take.
 ANSWER_S = 10.0
 #: Seconds without a message after which a queue is taken to hold no more of them.
-_QUIET_S = 0.5
+_QUIET_S = 3.0
 #: How many channels are open at a time to ask for queues that may not be there.
 _AT_A_TIME = 32
 
