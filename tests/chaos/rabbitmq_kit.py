@@ -7,6 +7,7 @@ accepted has been settled.
 
 from __future__ import annotations
 
+import math
 import time
 from contextlib import AbstractContextManager, suppress
 from functools import partial
@@ -15,7 +16,7 @@ from typing import Any
 
 from greenroom.brokers.rabbitmq import RabbitmqBroker
 from greenroom.errors import BrokerError
-from tests.chaos.history import Fault, read_events
+from tests.chaos.history import UNCONFIRMED_S, Fault, read_events
 from tests.chaos.redis_kit import Acks, declare, main, worker_process
 from tests.runtime.cli_kit import wait_until
 
@@ -41,6 +42,13 @@ def build(folder: Path, url: str, **options: Any) -> RabbitmqBroker:
 def cut(pid: int) -> Fault:
     """The connection of a process has ended just now: what it held is handed out again."""
     return Fault("cut", pid, time.monotonic())
+
+
+def cut_since(pid: int, from_s: float) -> list[Fault]:
+    """The same, if it is only known that it ended at some moment since ``from_s``: it takes a command that long."""
+    last = cut(pid)
+    steps = math.ceil((last.at_s - from_s) / UNCONFIRMED_S)
+    return [*(Fault("cut", pid, from_s + step * UNCONFIRMED_S) for step in range(steps)), last]
 
 
 def unsettled(folder: Path) -> set[str]:

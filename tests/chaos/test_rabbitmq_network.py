@@ -22,7 +22,7 @@ from greenroom.errors import BrokerTimeout
 from scripts.servers import RabbitMQ
 from tests.chaos.history import Fault
 from tests.chaos.kit import forget, judge
-from tests.chaos.rabbitmq_kit import build, cut, rabbitmq_worker, wait_until_done
+from tests.chaos.rabbitmq_kit import build, cut, cut_since, rabbitmq_worker, wait_until_done
 from tests.chaos.redis_kit import Sender, count, open_gate, send, starts, wait_until_started, working
 from tests.proxy import Proxy
 from tests.runtime.cli_kit import wait_until
@@ -88,12 +88,13 @@ def test_f33_an_operator_closes_all_connections(tmp_path: Path, rabbitmq_url: st
     again, and senders and workers go on by themselves."""
     broker, sender_broker = build(tmp_path, rabbitmq_url), build(tmp_path, rabbitmq_url)
     vhost = rabbitmq_url.rpartition("/")[2]
-    faults = []
+    faults: list[Fault] = []
     with working(broker), Sender(tmp_path, sender_broker) as sender:
         for _ in range(2):
             sender.wait_for_more(50)
+            from_s = time.monotonic()
             rabbitmq_shared.ctl("close_all_connections", "--vhost", vhost, "for a test")
-            faults.append(cut(os.getpid()))
+            faults += cut_since(os.getpid(), from_s)
         sender.wait_for_more(50)
         sender.stop()
         wait_until_done(tmp_path, broker)

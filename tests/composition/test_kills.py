@@ -116,7 +116,9 @@ def test_a_group_whose_workers_are_killed(program: Program, broker: EngineBroker
         for started in sorted(random_.sample(range(20, 600), 3)):
             wait_until(running.workers, "a worker is ready")
             wait_until(lambda started=started: lines_of(program).count("start") >= started, "some have started")
-            os.kill(random_.choice(running.workers()), signal.SIGKILL)
+            workers: list[int] = []
+            wait_until(lambda found=workers: found.extend(running.workers()) or found, "one of them is there now")
+            os.kill(random_.choice(workers), signal.SIGKILL)
         program.let_go("killed")
         wait_until(lambda: is_empty(broker), "all is done")
         running.stop()

@@ -151,6 +151,7 @@ def test_the_living_follow_to_a_new_lock_file(
     """Somebody tidies up and deletes the lock file. Who finds or makes a new one gives the others time to come over,
     and takes nobody for dead before; so a whole fleet loses nothing."""
     assert callable(loss)
+    monkeypatch.setattr(liveness, "FOLLOW_MS", 60_000)  # however long the next lines take
     loss(path)
     heir = consumer_of(transport)
     assert nothing_comes(heir)

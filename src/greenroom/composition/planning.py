@@ -230,11 +230,12 @@ class Planner:
         """The first messages of a group's members, while ``ops`` grows by what makes the set of those that have come so
         far; the last one is in it from the first on, so that the set is not complete before all are. Groups come last,
         and are opened, too: an empty one is complete at once, and must be in the set then."""
-        parts = [*enumerate(children, 1)]
+        width = len(str(len(children)))  # names of one length: the order of a tree's rows is then that of the members
+        parts = [(f"{part:0{width}}", child) for part, child in enumerate(children, 1)]
         inner = [(part, child) for part, child in parts if hasattr(child, "_open")]
         if inner:
             parts = [(part, child) for part, child in parts if not hasattr(child, "_open")] + inner
-        names = [str(part) for part, _ in parts]
+        names = [part for part, _ in parts]
         first = [*names[:_STEP], *names[_STEP:][-1:]]
         self.ops += making_set(self.broker, group, first, self.ttl_ms, self.packed(callbacks), parent)
         if not children:
@@ -246,9 +247,9 @@ class Planner:
                 if type(child) is Message:
                     yield _member(child, f"{part}/{group}")
                 elif hasattr(child, "_open"):
-                    yield from child._open(self, (set_key(group), str(part)))
+                    yield from child._open(self, (set_key(group), part))
                 else:
-                    yield self.first(child, Membership(group, str(part)))
+                    yield self.first(child, Membership(group, part))
 
     def packed(self, callbacks: Sequence[Message[Any]]) -> tuple[bytes, ...]:
         """Callbacks as they are kept until the group is complete."""
