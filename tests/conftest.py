@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Generator, Iterator
 
 import pytest
@@ -21,6 +22,12 @@ from tests.services import (  # noqa: F401  # fixtures of real servers, found by
     start_redis,
     start_server,
 )
+
+
+def pytest_configure() -> None:
+    """Ctrl-C stops what the tests start, even if a shell has started them in the background, where it is ignored."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)

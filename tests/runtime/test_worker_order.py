@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -59,13 +60,18 @@ def test_priorities_within_what_was_claimed(broker: EngineTestBroker) -> None:
     usual = actor(notes.append, broker=broker, actor_name="usual")
     urgent = actor(notes.append, broker=broker, actor_name="urgent", priority=-1)
     usual.send_many((n,) for n in range(200))
-    with working(broker):
+    with working(broker) as worker:
         broker.wait_until_empty()  # the worker has learnt that its tasks are short, and claims ahead
         notes.clear()
         block.send()
         gate.wait_for(None)
         usual.send("usual")
         urgent.send("urgent")
+        wait_until(lambda: broker.counts().claimed == 3, "all are claimed")
+        handed_over = threading.Event()
+        assert worker._pump is not None
+        worker._pump.order(handed_over.set)  # between two trips
+        assert handed_over.wait(10)
         gate.open()
         broker.wait_until_empty()
     assert notes == ["urgent", "usual"]

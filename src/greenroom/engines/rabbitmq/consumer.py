@@ -22,12 +22,12 @@ from ... import failpoints
 from ...board import Board
 from ...host.deaths import EVIDENCE_STEP_S
 from ...logging import get_logger
+from ...ports.passing import pass_after, pass_before
 from ...ports.transport import MAX_TRIP, ConsumerClosed, Delivery, Exchange, Incident, Settlement
 from .ledger import Ledger
 from .line import Line
 from .moves import Moves
 from .neighbours import Neighbours, Place
-from .passing import pass_after, pass_before
 from .prefetch import Prefetch
 from .reading import Past, Reader, is_plain, plain
 from .settling import Settler

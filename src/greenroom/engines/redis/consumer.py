@@ -18,6 +18,7 @@ from ...clock import SYSTEM_CLOCK, Clock
 from ...core.verdict import Verdict
 from ...errors import BrokerError
 from ...logging import get_logger
+from ...ports.passing import pass_after, pass_before
 from ...ports.transport import MAX_TRIP, ConsumerClosed, Delivery, Exchange, Incident, Settlement
 from .history import incidents_of
 from .idling import Idling
@@ -110,7 +111,7 @@ class RedisConsumer:
         if not settle and self._is_idle(limit, skip):
             return Exchange()
         if failpoints.armed:
-            _pass_before(settle, limit)
+            pass_before(settle, limit)
         if not limit:
             self._waiter.cancel()
         if self.trips.is_in_doubt:
@@ -121,7 +122,7 @@ class RedisConsumer:
         if self._clock.monotonic() >= self._purge_at:
             self._purge()
         if failpoints.armed:
-            _pass_after(settle, exchange)
+            pass_after(settle, exchange.deliveries)
         return exchange
 
     def _make_trips(self, settle: Sequence[Settlement], limit: int, skip: AbstractSet[str]) -> Exchange:
@@ -316,22 +317,3 @@ class RedisConsumer:
             raise ConsumerClosed("This consumer was closed.")
         if os.getpid() != self._pid:
             raise ConsumerClosed("This consumer belongs to the process that made it, not to its fork.")
-
-
-def _pass_before(settle: Sequence[Settlement], limit: int) -> None:
-    if limit:
-        failpoints.hit("claim.before")
-    if _says_how_it_went(settle):
-        failpoints.hit("ack.before")
-
-
-def _pass_after(settle: Sequence[Settlement], exchange: Exchange) -> None:
-    if _says_how_it_went(settle):
-        failpoints.hit("ack.after_commit_before_reply")
-    if exchange.deliveries:
-        failpoints.hit("claim.after_commit_before_register")
-
-
-def _says_how_it_went(settle: Sequence[Settlement]) -> bool:
-    """True unless all is merely given back."""
-    return any(s.verdict is not Verdict.RELEASE for s in settle)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from ... import failpoints
 from ...clock import SYSTEM_CLOCK, Clock
 from ...errors import BrokerError
+from ...ports.passing import says_how_it_went
 from ...ports.transport import Delivery, Settlement
 from .connection import Argument
 from .dramatiq_rider import Rider
@@ -111,7 +112,8 @@ class Trips:
         """Sends a trip, for the first time or again, and reads its answer."""
         trip = made.trip
         if failpoints.armed:
-            self._connection.point = "ack.after_send_before_reply" if trip.order else "claim.after_cmd_before_register"
+            settles = says_how_it_went(trip.order)
+            self._connection.point = "ack.after_send_before_reply" if settles else "claim.after_cmd_before_register"
         try:
             reply = trip.run(self._connection, made.limit, self.rider)
             if trip.pushes:

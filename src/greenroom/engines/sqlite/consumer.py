@@ -20,6 +20,7 @@ from ... import failpoints
 from ...board import Board
 from ...clock import Clock
 from ...core.verdict import Verdict
+from ...ports.passing import pass_after, pass_before
 from ...ports.transport import MAX_TRIP, ConsumerClosed, Delivery, Exchange, Incident, Settlement
 from .claims import NOTHING, Claimed, claim, deliveries
 from .owner import Owner
@@ -120,10 +121,10 @@ class SqliteConsumer:
             raise ValueError(f"A trip carries at most {MAX_TRIP} settlements, not {len(settle)}.")
         self._trip += 1
         if failpoints.armed:
-            _pass_before(settle, limit)
+            pass_before(settle, limit)
         trip = self._make_trip(settle, limit, skip)
         if failpoints.armed:
-            _pass_after(settle, trip)
+            pass_after(settle, trip.claimed[0])
         if trip.refused:
             gone = {id(s) for s, _error in trip.refused}
             settle = [s for s in settle if id(s) not in gone]
@@ -303,22 +304,3 @@ class SqliteConsumer:
             raise ConsumerClosed("This consumer was closed.")
         if os.getpid() != self._pid:
             raise ConsumerClosed("This consumer belongs to the process that made it, not to its fork.")
-
-
-def _pass_before(settle: Sequence[Settlement], limit: int) -> None:
-    if limit:
-        failpoints.hit("claim.before")
-    if _says_how_it_went(settle):
-        failpoints.hit("ack.before")
-
-
-def _pass_after(settle: Sequence[Settlement], trip: _Trip) -> None:
-    if _says_how_it_went(settle):
-        failpoints.hit("ack.after_commit_before_reply")
-    if trip.claimed[0]:
-        failpoints.hit("claim.after_commit_before_register")
-
-
-def _says_how_it_went(settle: Sequence[Settlement]) -> bool:
-    """True unless all is merely given back."""
-    return any(s.verdict is not Verdict.RELEASE for s in settle)
