@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import encodings.idna  # noqa: F401  # a fork in the middle of the first connect would leave it half imported for good
 import inspect
+import select
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
@@ -33,6 +34,10 @@ TIMEOUT_S = 10.0
 #: Seconds for which a connection that nobody used is taken to be alive.
 FRESH_S = 0.1
 _READ_BYTES = 1 << 18
+#: How often ``glance`` looks for an answer, before it lets the thread sleep: for some 70 µs.
+_GLANCES = 200
+#: How many answers are then waited for at once, if that was in vain: the server is far away, or busy.
+_REST = 20
 
 #: Settings of a client that are none of a connection of ours.
 _NOT_OURS = ("maint_notifications_config", "maint_notifications_pool_handler", "himport_registry", "event_dispatcher")
@@ -61,10 +66,11 @@ pack = _packer()
 class Connection:
     """One connection. Used by one thread at a time; connects at its first use."""
 
-    __slots__ = ("_raw", "owed", "point", "used_at_s", "where")
+    __slots__ = ("_raw", "_rest", "owed", "point", "used_at_s", "where")
 
     def __init__(self, raw: Any, where: str) -> None:
         self._raw = raw
+        self._rest = 0
         #: The server, for texts.
         self.where = where
         #: When it was put aside, on the monotonic clock.
@@ -136,6 +142,20 @@ class Connection:
         except _THEIRS as e:
             self.owed = 0
             raise Unsent(f"The connection to the Redis server at {self.where} was lost: {e}") from e
+
+    def glance(self) -> None:
+        """Looks for the answer for a moment, without sleeping. A server of this host answers within less time than it
+        takes to put the processor to rest and to wake it (single sends to an idle server: 100 µs with, 58 without)."""
+        if self._rest:
+            self._rest -= 1
+            return
+        poll = select.poll()
+        poll.register(self.fileno(), select.POLLIN)
+        look = poll.poll
+        for _ in range(_GLANCES):
+            if look(0):
+                return
+        self._rest = _REST
 
     def read(self) -> Any:
         """Reads one answer.

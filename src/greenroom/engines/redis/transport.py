@@ -154,6 +154,7 @@ class RedisTransport(RedisAdmin):
         connection.point = "enq.after_send_before_confirm"
         try:
             connection.send(pack((b"EVALSHA", _PUSH_ONE.digest, b"5", *names, *args)))
+            connection.glance()
             connection.read()
             if share.replicas.needed:
                 share.replicas.wait(connection)
