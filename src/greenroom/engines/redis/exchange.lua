@@ -24,6 +24,8 @@ if last[1] and tonumber(last[1]) > number then return {'stale'} end
 
 -- Bodies come in parts, so that no more than these bytes, and one part, are in memory at a time.
 local PART, MOST = 32, 64 * 1024 * 1024
+-- So many are taken with one command. They are one part.
+local FEW = 8
 local room = MOST
 
 -- The bodies of ids, in parts, as many as there is room for; and how many these are.
@@ -62,15 +64,27 @@ local function scores_of(k, ids)
   return scores, false
 end
 
+-- The first `n` ids of a queue, which leave it, less where there is no room for them; their ready scores, whether they
+-- are numbered through, and their bodies in parts.
+local function take(k, n)
+  if n > FEW then
+    local ids = call('ZRANGE', KEYS[k], 0, n - 1)
+    local parts, fits = bodies_of(k, ids)
+    for i = #ids, fits + 1, -1 do ids[i] = nil end
+    local scores, is_counted = scores_of(k, ids)
+    call('ZREMRANGEBYRANK', KEYS[k], 0, #ids - 1)
+    return ids, scores, is_counted, parts
+  end
+  local z, ids, scores = call('ZPOPMIN', KEYS[k], n), {}, {}
+  for i = 1, #z / 2 do ids[i] = z[2 * i - 1]; scores[i] = z[2 * i] end
+  return ids, scores, #ids == 1, (bodies_of(k, ids))
+end
+
 -- Claims the first `n` of a queue, less where there is no room for them: its number, ids, ready scores (only the first
 -- where they are numbered through), and what there is to tell.
 local function claim(number, n)
   local k = FIRST + (number - 1) * WIDTH
-  local ids = call('ZRANGE', KEYS[k], 0, n - 1)
-  local parts, fits = bodies_of(k, ids)
-  for i = #ids, fits + 1, -1 do ids[i] = nil end
-  local scores, is_counted = scores_of(k, ids)
-  call('ZREMRANGEBYRANK', KEYS[k], 0, #ids - 1)
+  local ids, scores, is_counted, parts = take(k, n)
   local h = {}
   for i = 1, #ids do h[2 * i - 1] = ids[i]; h[2 * i] = scores[i] end
   h[2] = string.rep('0', 65) .. h[2] -- too long for the encoding of small hashes, in which a look-up takes as long as a list
