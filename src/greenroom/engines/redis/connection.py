@@ -38,6 +38,8 @@ _READ_BYTES = 1 << 18
 _GLANCES = 200
 #: How many answers are then waited for at once, if that was in vain: the server is far away, or busy.
 _REST = 20
+#: Not everywhere.
+_poll = getattr(select, "poll", None)
 
 #: Settings of a client that are none of a connection of ours.
 _NOT_OURS = ("maint_notifications_config", "maint_notifications_pool_handler", "himport_registry", "event_dispatcher")
@@ -146,10 +148,12 @@ class Connection:
     def glance(self) -> None:
         """Looks for the answer for a moment, without sleeping. A server of this host answers within less time than it
         takes to put the processor to rest and to wake it (single sends to an idle server: 100 µs with, 58 without)."""
+        if _poll is None:
+            return
         if self._rest:
             self._rest -= 1
             return
-        poll = select.poll()
+        poll = _poll()
         poll.register(self.fileno(), select.POLLIN)
         look = poll.poll
         for _ in range(_GLANCES):
