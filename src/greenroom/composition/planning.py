@@ -231,19 +231,25 @@ class Planner:
         far; the last one is in it from the first on, so that the set is not complete before all are. Groups come last,
         and are opened, too: an empty one is complete at once, and must be in the set then."""
         width = len(str(len(children)))  # names of one length: the order of a tree's rows is then that of the members
-        parts = [(f"{part:0{width}}", child) for part, child in enumerate(children, 1)]
-        inner = [(part, child) for part, child in parts if hasattr(child, "_open")]
+        inner = [n for n, child in enumerate(children) if type(child) is not Message and hasattr(child, "_open")]
+        order: Sequence[int] = range(len(children))
         if inner:
-            parts = [(part, child) for part, child in parts if not hasattr(child, "_open")] + inner
-        names = [part for part, _ in parts]
-        first = [*names[:_STEP], *names[_STEP:][-1:]]
-        self.ops += making_set(self.broker, group, first, self.ttl_ms, self.packed(callbacks), parent)
+            order = [*sorted(set(order).difference(inner)), *inner]
+
+        def names(some: Sequence[int]) -> list[str]:
+            return [str(n + 1).zfill(width) for n in some]
+
+        first = [*order[:_STEP], *order[_STEP:][-1:]]
+        self.ops += making_set(self.broker, group, names(first), self.ttl_ms, self.packed(callbacks), parent)
         if not children:
             self.empty.append(group)
-        for start in range(0, len(parts), _STEP):
+        for start in range(0, len(order), _STEP):
+            some = order[start : start + _STEP]
+            parts = names(some)
             if start:
-                self.ops += making_set(self.broker, group, names[start : start + _STEP], self.ttl_ms)
-            for part, child in parts[start : start + _STEP]:
+                self.ops += making_set(self.broker, group, parts, self.ttl_ms)
+            for part, n in zip(parts, some, strict=True):
+                child = children[n]
                 if type(child) is Message:
                     yield _member(child, f"{part}/{group}")
                 elif hasattr(child, "_open"):
