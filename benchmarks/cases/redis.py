@@ -6,11 +6,12 @@ from statistics import median
 
 from tests.proxy import proxy_process
 
-from ..draining import drain
-from ..harness import Options, Row, faster, in_turn
+from ..draining import drain, wait_for
+from ..harness import Options, Row, faster, in_turn, say, scratch
 from ..networked import drained, idle_starts, lateness, libraries, sent
+from ..recorder import Counts
 from ..servers import redis
-from ..systems import networked, prototype
+from ..systems import System, networked, prototype
 from .backlog import claims
 
 #: The prototype's server has one port for all; its ready messages are kept by priority, as ours.
@@ -65,9 +66,30 @@ def redis_scale(options: Options) -> list[Row]:
 
 
 def redis_backlog(options: Options) -> list[Row]:
-    """Claiming 100 messages with 1 000 000 waiting, beside the same with 10 000: the engine alone."""
+    """Claiming 100 messages with 1 000 000 waiting, beside the same with 10 000: the engine alone; and memory."""
     with redis() as server:
-        return claims("redis_backlog", options, networked("greenroom", server.url))
+        ours = networked("greenroom", server.url)
+        few, many = (worker_mb(options, ours, waiting) for waiting in (10_000, options.count(1_000_000, 200_000)))
+        memory = Row(
+            "redis_backlog memory",
+            f"{many:.1f} MB",
+            f"{few:.1f} MB",
+            f"{many / few:.2f}x",
+            "<= 1.1x",
+            many <= 1.1 * few,
+        )
+        return [*claims("redis_backlog", options, ours), memory]
+
+
+def worker_mb(options: Options, system: System, waiting: int) -> float:
+    """The memory (resident set) of a worker that has run 5 000 of so many messages, in megabytes."""
+    with scratch(options) as folder:
+        system.produce(folder, "bulk", "nap", waiting)
+        with system.work(folder) as worker:
+            wait_for(Counts(folder), 5_000, worker)
+            found = worker.rss_bytes() / 1_000_000
+    say(f"{system.name}: {found:.1f} MB with {waiting:,} waiting")
+    return found
 
 
 def redis_far(options: Options) -> list[Row]:

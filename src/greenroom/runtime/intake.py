@@ -28,14 +28,15 @@ class Intake:
         threads, loop = self._threads, self._loop
         admitted = self._admit(deliveries)
         batches: dict[tuple[Lane, int], list[Run]] = {}
-        same: Any = None  # the actor whose plain messages go where the last one went: nearly always that one again
+        same: Any = None  # the actor whose messages go where the last one went: nearly always that one again
         for run in admitted.runs:
             actor = run.actor
             options = run._message.options
-            if options or actor is not same:
+            has_own = "priority" in options
+            if has_own or actor is not same:
                 lane = loop if actor.is_async else threads
                 batch = batches.setdefault((lane, options.get("priority", actor.priority)), [])
-                same = None if options else actor
+                same = None if has_own else actor
             batch.append(run)
         self._learn_shares(batches)
         for key in sorted(batches, key=_priority) if len(batches) > 1 else batches:
