@@ -193,7 +193,22 @@ class Fleet:
 
     def wait_until_settled(self) -> None:
         """Waits until nothing waits, is delayed or is held."""
-        wait_until(self.is_settled, "all is settled", step_s=0.02)
+        try:
+            wait_until(self.is_settled, "all is settled", step_s=0.02)
+        except AssertionError as e:
+            raise AssertionError(f"{e}; left are: {self.left()}") from None
+
+    def left(self) -> dict[str, object]:
+        """What keeps it from being settled: all of both layouts, but for dead letters."""
+        readers = {"hash": "hgetall", "list": "lrange", "set": "smembers", "zset": "zrange", "string": "get"}
+        found: dict[str, object] = {}
+        with self.client as client:
+            for key in client.scan_iter("*dramatiq*"):
+                kind = client.type(key)
+                span = (0, 20) if kind in ("list", "zset") else ()
+                if ".XQ" not in key:
+                    found[key] = getattr(client, readers[kind])(key, *span) if kind in readers else kind
+        return found
 
     def end(self) -> None:
         """Ends all processes."""

@@ -602,6 +602,30 @@ def test_our_dead_of_this_host_are_buried_at_once(
     assert len(dying.exchange([Settlement(claimed["held"], ACK)], 0).lost) == 1
 
 
+def test_who_dies_in_its_first_trip_is_buried(
+    theirs: Theirs, make: Callable[..., SharedTransport], clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker is killed when it has claimed of Dramatiq's queues for the first time, and not yet of ours: whoever
+    buries it knows what it held."""
+    transport = make()
+    dying, other = consumer_of(transport), consumer_of(transport)
+    theirs.send("a")
+
+    def killed(*_args: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(dying._ours, "exchange", killed)
+    with pytest.raises(KeyboardInterrupt):
+        dying.exchange((), 10)
+    monkeypatch.undo()
+    assert theirs.waiting() == []
+    owner = dying._ours._owner
+    assert owner._place is not None
+    owner._place.locks.unlock(number_of(owner.id), owner)
+    clock.advance_ms(1_100)
+    assert named([*take(other, clock), *take(other, clock)]) == ["a"]
+
+
 def test_what_comes_back_after_it_was_lost(theirs: Theirs, consumer: TwoLayouts, clock: ManualClock) -> None:
     """A settlement of something that this consumer does not hold any more is lost, also when it holds nothing else."""
     theirs.send("a")

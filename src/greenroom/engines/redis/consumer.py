@@ -86,6 +86,10 @@ class RedisConsumer:
             return self._queues
         return [queue for queue in self._queues if queue not in self._paused and queue not in skip]
 
+    def enroll(self) -> None:
+        """Has the server know of its queues, before it claims of them in any layout. Raises as ``exchange``."""
+        self._owner.enroll(self._queues)
+
     @property
     def owner_id(self) -> str:
         """The id of its owner now."""
@@ -133,7 +137,7 @@ class RedisConsumer:
         refused: list[tuple[Settlement, Exception]] = []
         try:
             if queues:
-                self._owner.enroll(self._queues)
+                self.enroll()
             *parts, last = parts_of(settle)
             for part in parts:
                 brought = self.trips.make(part, 0, (), refused)

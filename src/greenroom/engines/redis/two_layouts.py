@@ -110,6 +110,8 @@ class TwoLayouts:
         """One trip on each side, where there is anything to be done. See the port."""
         self._ours.check_usable()  # before the other side claims
         self._claimable = self._ours.claimable(skip) if limit > 0 else ()
+        if self._claimable:
+            self._ours.enroll()
         half = self._half
         if half is None:
             half = self._half = self._make_half(settle, limit)
