@@ -547,14 +547,15 @@ together = threading.Barrier(4)
 runs = os.open(here / "runs", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 
 def first_time():
-    if not (here / "died").exists():
-        together.wait(20)
+    if (here / "died").exists():
+        return False
+    together.wait(20)
+    return True
 
 @actor(broker=broker)
 def innocent(number):
     os.write(runs, b"innocent %d\\n" % number)
-    first_time()
-    if not (here / "died").exists():
+    if first_time():
         threading.Event().wait(20)  # until the process is killed
 
 @actor(broker=broker)
