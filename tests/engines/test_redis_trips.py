@@ -13,7 +13,7 @@ import pytest
 import redis
 
 from greenroom.engines.redis import trip as trip_module
-from greenroom.engines.redis.connection import Connection
+from greenroom.engines.redis.connection import Connection, Connector
 from greenroom.engines.redis.consumer import RedisConsumer
 from greenroom.engines.redis.errors import Unsent
 from greenroom.engines.redis.transport import RedisTransport
@@ -38,6 +38,7 @@ from greenroom.testing.contract.kit import (
     settle,
 )
 from scripts.servers import Redis
+from tests.runtime.cli_kit import wait_until
 
 Make = Callable[..., RedisTransport]
 
@@ -536,3 +537,25 @@ def test_more_than_lua_hands_over(transport: RedisTransport) -> None:
     """A push may be of any length, and is one all the same."""
     transport.push(envelopes(*[b"x"] * 9_000))
     assert transport.counts([QUEUE]) == {QUEUE: Counts(ready=9_000)}
+
+
+def test_a_glance_in_vain(redis_url: str) -> None:
+    """A sender looks for its answer before it sleeps. If that was in vain it sleeps at once the next times, and then
+    looks again; an answer that is there already is seen at the first look."""
+    connection = Connector(redis.Redis.from_url(redis_url)).new()
+    try:
+        connection.send_command("BLPOP", "nothing", 0)
+        connection.glance()
+        rest = connection._rest
+        assert rest > 0
+        for _ in range(rest):
+            connection.glance()
+        assert connection._rest == 0
+        connection.close()
+        connection.send_command("PING")
+        wait_until(connection.has_answer, "the answer has come")
+        connection.glance()
+        assert connection._rest == 0
+        assert connection.read() == b"PONG"
+    finally:
+        connection.close()
