@@ -118,6 +118,26 @@ def test_all_that_a_child_says_arrives(program: Program, method: str) -> None:
         assert running.count(r"(?m)^\[.*\] \[PID \d+\] \[worker-\d\] \[mine\] \[WARNING\] a record of hello$") == 1
 
 
+def test_what_a_child_says_comes_before_what_its_report_leads_to(program: Program) -> None:
+    """A wait may find a child's report and not the lines that it wrote before: it looked at these a moment too early.
+    Here every wait does so."""
+    code = """
+import selectors, sys
+from greenroom import __main__
+from greenroom.runtime import log_pipe
+
+class TooEarly(selectors.PollSelector):
+    def select(self, timeout=None):
+        return [found for found in super().select(timeout) if not isinstance(found[0].fileobj, log_pipe.LineReader)]
+
+selectors.PollSelector = TooEarly
+sys.exit(__main__.main())
+"""
+    with program.start("worker", "app", "-p", "2", code=code) as running:
+        assert len(running.wait_until_ready().workers()) == 2
+        running.stop()
+
+
 @pytest.mark.parametrize("how", ["kill", "exit", "segfault"])
 def test_last_words_are_not_lost(program: Program, how: str) -> None:
     """What a child has printed before it was killed, left at once, or crashed is there, whole, before the line about

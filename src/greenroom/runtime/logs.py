@@ -27,6 +27,8 @@ class Logs:
         self._output = output
         self._loop = loop
         self._is_planned = False
+        #: Our ends, as long as somebody may write into them; in the order of starts.
+        self._readers: dict[LineReader, None] = {}
         output.when_pending = self._plan
 
     def open(self, context: Any) -> tuple[LineReader, Connection]:
@@ -34,12 +36,18 @@ class Logs:
         ours, theirs = context.Pipe(duplex=False)
         reader = LineReader(ours, self._output.write)
         self._loop.add(reader, partial(self._read, reader))
+        self._readers[reader] = None
         return reader, theirs
 
     def not_started(self, reader: LineReader) -> None:
         """There is no child after all."""
-        self._loop.remove(reader)
-        reader.close()
+        self._close(reader)
+
+    def catch_up(self) -> None:
+        """Takes what children have said until now. A wait that tells of a child's report may have looked at its lines
+        just before it wrote them, and then the report; this keeps their order."""
+        for reader in tuple(self._readers):
+            self._read(reader)
 
     def ended(self, reader: LineReader, on_exit: Callable[[int], object], exit_code: int) -> None:
         """A child has died: its last words come before the word of its death. What it has started may still speak."""
@@ -49,9 +57,13 @@ class Logs:
 
     def _read(self, reader: LineReader) -> None:
         if not reader.read():
-            self._loop.remove(reader)
-            reader.close()
+            self._close(reader)
         self._output.flush()
+
+    def _close(self, reader: LineReader) -> None:
+        self._readers.pop(reader, None)
+        self._loop.remove(reader)
+        reader.close()
 
     def _plan(self) -> None:
         """Something could not be written: there was no room in a pipe, or on the disk."""

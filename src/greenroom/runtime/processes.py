@@ -111,6 +111,11 @@ class Launcher:
             self._loop.add(sentinel, partial(self._look_at, process))
         return process
 
+    def catch_up(self) -> None:
+        """Forwards what children have logged until now."""
+        if self._logs is not None:
+            self._logs.catch_up()
+
     def collect(self) -> None:
         """Tells of all that have ended; to be called after ``SIGCHLD``."""
         for process in list(self._alive):

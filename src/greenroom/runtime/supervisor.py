@@ -185,7 +185,9 @@ class Supervisor:
     # --- what children report
 
     def _read(self, child: WorkerProcess) -> None:
-        for report in child.pipe.receive():
+        reports = list(child.pipe.receive())
+        self.launcher.catch_up()
+        for report in reports:
             if isinstance(report, Boarded):
                 child.boarded(report)
             elif isinstance(report, Ready):
