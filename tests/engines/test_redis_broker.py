@@ -6,17 +6,23 @@ import math
 import os
 import subprocess
 import sys
+from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 import redis
 import redis.asyncio
 
+import greenroom
 from greenroom import Broker
 from greenroom.brokers import from_url
 from greenroom.brokers.redis import RedisBroker
-from greenroom.errors import ConnectionFailed
+from greenroom.errors import BrokerError, ConnectionFailed
 from greenroom.testing.contract.kit import consumer_of, drain, envelopes
+from scripts.servers import Redis
+from scripts.servers.process import free_port
+from tests.runtime.cli_kit import wait_until
 
 
 def test_dramatiqs_keywords() -> None:
@@ -185,3 +191,31 @@ def test_a_client_for_coroutines() -> None:
     """It is refused at once."""
     with pytest.raises(TypeError, match="coroutines"):
         RedisBroker(client=redis.asyncio.Redis())
+
+
+def test_a_node_of_a_cluster_that_has_other_keys(start_redis: Callable[..., Redis]) -> None:
+    """A Cluster's node that does not have the keys says so in words that a user understands."""
+    node, other = (start_redis(cluster_enabled="yes", cluster_port=free_port()) for _ in range(2))
+    broker = RedisBroker(url=node.url, namespace="here")
+    slot = node.cli("CLUSTER", "KEYSLOT", "{here}")
+    node.cli("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
+    node.cli("CLUSTER", "MEET", "127.0.0.1", other.port, other.settings["cluster_port"])
+    them = other.cli("CLUSTER", "MYID")
+    wait_until(lambda: them in node.cli("CLUSTER", "NODES"), "the nodes know each other")
+    for server in (other, node):
+        server.cli("CLUSTER", "SETSLOT", slot, "NODE", them)
+    wait_until(lambda: b"cluster_state:ok" in node.cli("CLUSTER", "INFO"), "the Cluster works")
+    with closing(broker), pytest.raises(ConnectionFailed, match="node of a Cluster that has these keys elsewhere"):
+        broker.get_queue_message_counts("default")
+
+
+def test_a_key_of_another_program(redis_url: str) -> None:
+    """Where another program has a key of another type under one of our names, the error says what to do."""
+    broker = RedisBroker(url=redis_url, namespace="taken")
+    actor = greenroom.actor(print, broker=broker)
+    with closing(broker):
+        actor.send()
+        broker.client.delete("{taken}:g1:m:default")
+        broker.client.set("{taken}:g1:m:default", "theirs")
+        with pytest.raises(BrokerError, match="has keys of another program in the namespace"):
+            actor.send()

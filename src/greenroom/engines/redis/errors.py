@@ -70,6 +70,7 @@ def translate(error: BaseException, where: str) -> BrokerError:
 _CODE = re.compile(r"(?:^|-)([A-Z]{3,})\b")
 _REFUSED_WRITE = ("MISCONF", "NOREPLICAS")
 _REFUSED_USER = ("NOAUTH", "WRONGPASS", "NOPERM")
+_OF_CLUSTERS = (theirs.AskError, theirs.MovedError, theirs.ClusterCrossSlotError)
 _NOT_NOW = ("BUSY", "LOADING", "TRYAGAIN", "CLUSTERDOWN", "MASTERDOWN")
 
 
@@ -82,6 +83,12 @@ def _translate_response(error: theirs.ResponseError, text: str, where: str) -> B
         return BrokerFull(f"The Redis server at {where} has no memory left (maxmemory): {text}")
     if isinstance(error, theirs.NoPermissionError) or code in _REFUSED_USER:
         return ConnectionFailed(f"The Redis server at {where} refuses this user: {text}")
+    if isinstance(error, _OF_CLUSTERS):
+        what = "is a node of a Cluster that has these keys elsewhere; Greenroom speaks to one server"
+        return ConnectionFailed(f"The Redis server at {where} {what}: {text}")
+    if code == "WRONGTYPE":
+        what = "has keys of another program in the namespace: choose another namespace, or delete them"
+        return BrokerError(f"The Redis server at {where} {what}: {text}")
     if code in _NOT_NOW:
         return BrokerBusy(f"The Redis server at {where} cannot answer now: {text}")
     if code in _REFUSED_WRITE:
