@@ -17,7 +17,7 @@ from greenroom.brokers import from_url
 from greenroom.brokers.rabbitmq import DEAD_MESSAGE_TTL, RabbitmqBroker
 from greenroom.errors import QueueJoinTimeout
 from greenroom.message import Message
-from tests.engines.rabbitmq_kit import stranger, wait_until
+from tests.engines.rabbitmq_kit import stranger, until_at_rest, wait_until
 
 
 @pytest.fixture
@@ -51,6 +51,7 @@ def test_one_way_of_naming_servers(keywords: dict[str, Any]) -> None:
         {"queue_type": "quorum", "max_priority": 5},
         {"queue_type": "quorum", "wire": "dramatiq"},
         {"dead_letter_ttl_ms": -1},
+        {"dead_letter_limit": -1},
         {"url": "http://host/"},
         {"url": []},
     ],
@@ -133,6 +134,7 @@ def test_counts_flush_and_join(broker: RabbitmqBroker) -> None:
 
     add.send(1)
     add.send_with_options(args=(2,), delay=timedelta(days=30))
+    until_at_rest(broker.transport, 1)
     assert broker.get_queue_message_counts("default") == (1, 0, 0)
     with pytest.raises(QueueJoinTimeout, match="1 ready, 1 delayed"):
         broker.join("default", timeout=150)

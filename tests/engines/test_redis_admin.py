@@ -12,10 +12,10 @@ from greenroom.engines.redis import admin as admin_module
 from greenroom.engines.redis import retention as retention_module
 from greenroom.engines.redis.admin import CHUNK
 from greenroom.engines.redis.consumer import PURGE_INTERVAL_S, PURGE_STEP_S
-from greenroom.engines.redis.retention import DEAD_LETTER_TTL_MS, Retention
 from greenroom.engines.redis.transport import RedisTransport
 from greenroom.errors import MessageTooLarge
 from greenroom.ports.admin import Counts
+from greenroom.ports.retention import DEAD_LETTER_TTL_MS, Retention
 from greenroom.ports.transport import MAX_TRIP, ErrorText
 from greenroom.testing.clock import ManualClock
 from greenroom.testing.contract.kit import ack, claim, consumer_of, dead, envelope, envelopes, killed, settle

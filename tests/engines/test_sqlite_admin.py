@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from greenroom.engines.sqlite import admin
-from greenroom.engines.sqlite.retention import DEAD_LETTER_TTL_MS, Retention
 from greenroom.engines.sqlite.transport import SqliteTransport
 from greenroom.engines.sqlite.wake import WakeFolder
 from greenroom.ports.admin import Counts
+from greenroom.ports.retention import DEAD_LETTER_TTL_MS, Retention
 from greenroom.ports.transport import MAX_TRIP, ErrorText
 from greenroom.testing.clock import ManualClock
 from greenroom.testing.contract.kit import claim, consumer_of, dead, envelope, envelopes, killed, settle

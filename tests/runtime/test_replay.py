@@ -12,9 +12,9 @@ import pytest
 from greenroom import actor
 from greenroom.brokers.sqlite import SqliteBroker
 from greenroom.clock import SYSTEM_CLOCK
-from greenroom.engines.sqlite.retention import DEAD_LETTER_TTL_MS, Retention
 from greenroom.errors import BrokerError
 from greenroom.middleware import AgeLimit, Retries
+from greenroom.ports.retention import DEAD_LETTER_TTL_MS, Retention
 from greenroom.ports.transport import Features
 from tests.runtime.cli_kit import wait_until
 from tests.runtime.worker_kit import ENGINES, EngineTestBroker, collector, make_broker, working

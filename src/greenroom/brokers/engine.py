@@ -17,8 +17,10 @@ from ..errors import BrokerError, DecodeError, MessageTooLarge, QueueJoinTimeout
 from ..message import Message, decode_message
 from ..names import check_queue_name, new_storage_id, q_name
 from ..ports.admin import DeadLetter
+from ..ports.retention import DEAD_LETTER_TTL_MS, Retention
 from ..ports.store import MAX_OPS, StoreOp
 from ..ports.transport import Envelope
+from ..settings import getenv_int
 from .consumer import EngineConsumer
 from .pusher import Pusher
 from .replay import envelope_of
@@ -329,6 +331,24 @@ class EngineBroker(Broker):
         if store is not None:
             store.close()
         self.transport.close()
+
+
+def retention_of(ttl_ms: float | None, limit: int | None) -> Retention:
+    """How long dead letters are kept, and how many, by a broker's keywords and variables.
+
+    Parameters:
+      ttl_ms: ``math.inf`` for ever; None for what ``dramatiq_dead_message_ttl`` or ``greenroom_dead_message_ttl`` says,
+        else seven days.
+
+    Raises:
+      ValueError: If one of them is negative.
+    """
+    if ttl_ms is None:
+        ttl_ms = getenv_int("dramatiq_dead_message_ttl", DEAD_LETTER_TTL_MS)
+    for name, value in (("dead_letter_ttl_ms", ttl_ms), ("dead_letter_limit", limit)):
+        if value is not None and not value >= 0:
+            raise ValueError(f"{name} must not be negative: {value!r}.")
+    return Retention(None if ttl_ms in (None, math.inf) else int(ttl_ms), limit)
 
 
 def parse_bool(text: str) -> bool:

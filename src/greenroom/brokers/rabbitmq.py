@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
@@ -14,17 +13,17 @@ from ..message import MAX_MESSAGE_BYTES, Message
 from ..middleware import Middleware
 from ..names import q_name
 from ..ports.admin import Counts
+from ..ports.retention import DEAD_LETTER_TTL_MS
 from ..ports.transport import Envelope
-from ..settings import getenv_int
 from .consumer import EngineConsumer
-from .engine import EngineBroker, parse_bool
+from .engine import EngineBroker, parse_bool, retention_of
 
 try:
     import pika  # noqa: F401  # looked for first: the modules below say less well what is missing
 
     from ..engines.rabbitmq.by_hand import ByHand
     from ..engines.rabbitmq.connection import Targets
-    from ..engines.rabbitmq.topology import DEAD_LETTER_TTL_MS, Layout
+    from ..engines.rabbitmq.topology import Layout
     from ..engines.rabbitmq.transport import MAX_BODY_BYTES, RabbitmqTransport
 except ImportError as e:
     raise ImportError("RabbitmqBroker needs pika. Install it with: pip install 'greenroom[rabbitmq]'") from e
@@ -118,8 +117,7 @@ class RabbitmqBroker(EngineBroker):
             layout=Layout(
                 queue_type=queue_type,
                 max_priority=max_priority,
-                dead_letter_ttl_ms=_ttl_ms(dead_letter_ttl_ms),
-                dead_letter_limit=dead_letter_limit,
+                retention=retention_of(dead_letter_ttl_ms, dead_letter_limit),
                 delay_type=delay_queue_type,
             ),
             confirm=confirm_delivery,
@@ -321,13 +319,3 @@ def _check(max_priority: int | None, queue_type: str, delay_queue_type: str | No
         raise ValueError(f"wire must be 'dramatiq' or None, not {wire!r}.")
     if wire == "dramatiq" and queue_type == "quorum":
         raise ValueError("Dramatiq does not know quorum queues: wire='dramatiq' needs queue_type='classic'.")
-
-
-def _ttl_ms(ttl_ms: float | None) -> int | None:
-    if ttl_ms is None:
-        ttl_ms = getenv_int("dramatiq_dead_message_ttl")
-    if ttl_ms is None:
-        ttl_ms = DEAD_LETTER_TTL_MS
-    if not ttl_ms >= 0:
-        raise ValueError(f"dead_letter_ttl_ms must not be negative: {ttl_ms!r}.")
-    return None if ttl_ms == math.inf else int(ttl_ms)

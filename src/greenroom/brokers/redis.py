@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
@@ -17,15 +16,13 @@ from ..message import MAX_MESSAGE_BYTES, Message
 from ..middleware import Middleware
 from ..names import dq_name, new_message_id, q_name
 from ..ports.transport import Envelope
-from ..settings import getenv_int
-from .engine import EngineBroker, parse_bool
+from .engine import EngineBroker, parse_bool, retention_of
 
 try:
     import redis
 
     from ..engines.redis.client import client_of
     from ..engines.redis.dramatiq_calls import DramatiqCalls
-    from ..engines.redis.retention import DEAD_LETTER_TTL_MS, Retention
     from ..engines.redis.shared_transport import HEARTBEAT_TIMEOUT_MS, SharedTransport
     from ..engines.redis.store import RedisStore
     from ..engines.redis.transport import LEASE_MS
@@ -124,7 +121,7 @@ class RedisBroker(DramatiqCalls, EngineBroker):
             wire=wire is not None,
             clock=clock,
             lease_ms=lease_ms,
-            retention=_retention(
+            retention=retention_of(
                 dead_message_ttl if dead_letter_ttl_ms is None else dead_letter_ttl_ms, dead_letter_limit
             ),
             wait_replicas=wait_replicas,
@@ -209,14 +206,3 @@ class RedisBroker(DramatiqCalls, EngineBroker):
 
     def __repr__(self) -> str:
         return f"RedisBroker({self.transport.where!r}, namespace={self.namespace!r})"
-
-
-def _retention(ttl_ms: float | None, limit: int | None) -> Retention:
-    if ttl_ms is None:
-        ttl_ms = getenv_int("dramatiq_dead_message_ttl")
-    if ttl_ms is None:
-        ttl_ms = DEAD_LETTER_TTL_MS
-    for name, value in (("dead_letter_ttl_ms", ttl_ms), ("dead_letter_limit", limit)):
-        if value is not None and not value >= 0:
-            raise ValueError(f"{name} must not be negative: {value!r}.")
-    return Retention(None if ttl_ms == math.inf else int(ttl_ms), limit)

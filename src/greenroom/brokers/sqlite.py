@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable
 from functools import cached_property, partial
 from pathlib import Path
@@ -11,13 +10,11 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 from ..clock import SYSTEM_CLOCK, Clock
 from ..core.suspects import DEFAULT_MAX_CRASHES
-from ..engines.sqlite.retention import DEAD_LETTER_TTL_MS, Retention
 from ..engines.sqlite.store import SqliteStore
 from ..engines.sqlite.transport import SqliteTransport
 from ..message import MAX_MESSAGE_BYTES
 from ..middleware import Middleware
-from ..settings import getenv_int
-from .engine import EngineBroker, parse_bool
+from .engine import EngineBroker, parse_bool, retention_of
 
 #: Where messages are kept when nothing else is said, relative to the working directory.
 DEFAULT_PATH = ".greenroom/queue.db"
@@ -65,7 +62,7 @@ class SqliteBroker(EngineBroker):
         dead_letter_limit: int | None = None,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
-        retention = _retention(dead_letter_ttl_ms, dead_letter_limit)
+        retention = retention_of(dead_letter_ttl_ms, dead_letter_limit)
         self.transport = SqliteTransport(path, durable=durable, mode=mode, clock=clock, retention=retention)
         super().__init__(
             middleware,
@@ -109,14 +106,3 @@ class SqliteBroker(EngineBroker):
 
     def __repr__(self) -> str:
         return f"SqliteBroker({str(self.transport.path)!r})"
-
-
-def _retention(ttl_ms: float | None, limit: int | None) -> Retention:
-    if ttl_ms is None:
-        ttl_ms = getenv_int("dramatiq_dead_message_ttl")
-    if ttl_ms is None:
-        ttl_ms = DEAD_LETTER_TTL_MS
-    for name, value in (("dead_letter_ttl_ms", ttl_ms), ("dead_letter_limit", limit)):
-        if value is not None and not value >= 0:
-            raise ValueError(f"{name} must not be negative: {value!r}.")
-    return Retention(None if ttl_ms == math.inf else int(ttl_ms), limit)

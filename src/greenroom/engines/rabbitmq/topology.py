@@ -12,12 +12,10 @@ import msgspec
 
 from ...errors import BrokerError, BrokerTimeout
 from ...names import dq_name, xq_name
+from ...ports.retention import Retention
 from .connection import Link
 from .delays import PREFIX, SAFE_SINCE, Levels, Step
 from .errors import translate
-
-#: Seven days.
-DEAD_LETTER_TTL_MS = 604_800_000
 
 #: AMQP: the longest name, in bytes.
 _LONGEST_NAME = 255
@@ -49,15 +47,14 @@ class Layout(msgspec.Struct, frozen=True):
     """How queues are declared.
 
     ``queue_type``: ``"classic"``, as Dramatiq declares them, or ``"quorum"``. ``max_priority``: 1 to 255, for classic
-    queues. ``dead_letter_ttl_ms``: how long dead letters are kept, None for ever; ``dead_letter_limit``: how many of a
-    queue, the newest. ``delay_type``: the type of the queues that keep delayed messages; None for quorum queues where
-    the server can move messages between them without losing one.
+    queues. ``retention``: how long dead letters are kept, and how many of a queue. ``delay_type``: the type of the
+    queues that keep delayed messages; None for quorum queues where the server can move messages between them without
+    losing one.
     """
 
     queue_type: str = "classic"
     max_priority: int | None = None
-    dead_letter_ttl_ms: int | None = DEAD_LETTER_TTL_MS
-    dead_letter_limit: int | None = None
+    retention: Retention = Retention()
     delay_type: str | None = None
 
     def levels(self, version: tuple[int, ...]) -> Levels:
@@ -71,10 +68,10 @@ class Layout(msgspec.Struct, frozen=True):
             "x-dead-letter-routing-key": dead_letter_queue(queue),
         }
         dead: dict[str, Any] = {}
-        if self.dead_letter_ttl_ms is not None:
-            dead["x-message-ttl"] = self.dead_letter_ttl_ms
-        if self.dead_letter_limit is not None:
-            dead["x-max-length"] = self.dead_letter_limit
+        if self.retention.ttl_ms is not None:
+            dead["x-message-ttl"] = self.retention.ttl_ms
+        if self.retention.limit is not None:
+            dead["x-max-length"] = self.retention.limit
         if self.queue_type == "quorum":
             kind = {"x-queue-type": "quorum", "x-delivery-limit": _DELIVERY_LIMIT}
             return [_declare(dead_letter_queue(queue), dead | kind), _declare(queue, own | kind)]

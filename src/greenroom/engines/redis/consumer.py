@@ -19,12 +19,13 @@ from ...core.verdict import Verdict
 from ...errors import BrokerError
 from ...logging import get_logger
 from ...ports.passing import pass_after, pass_before
+from ...ports.retention import Retention
 from ...ports.transport import MAX_TRIP, ConsumerClosed, Delivery, Exchange, Incident, Settlement
 from .history import incidents_of
 from .idling import Idling
 from .owner import Owner
 from .pulse import Task
-from .retention import Retention
+from .retention import retain
 from .share import ProcessShare
 from .slots import end_slots
 from .trip import Answer, parts_of
@@ -246,7 +247,7 @@ class RedisConsumer:
         """Deletes some of the dead letters that are not kept any longer."""
         self._purge_at = self._clock.monotonic() + PURGE_INTERVAL_S
         with suppress(BrokerError):  # the next time will do
-            if self._retention.purge(self._share, time_of(self._clock)):
+            if retain(self._retention, self._share, time_of(self._clock)):
                 self._purge_at = self._clock.monotonic() + PURGE_STEP_S
 
     def reap_soon(self) -> None:

@@ -11,6 +11,7 @@ from ... import failpoints
 from ...clock import SYSTEM_CLOCK, Clock
 from ...errors import BrokerError, BrokerTimeout
 from ...forksafe import PerProcess
+from ...ports.retention import Retention
 from ...ports.transport import Envelope, Features
 from .admin import RedisAdmin
 from .connection import Connection, Connector, pack
@@ -19,7 +20,6 @@ from .errors import NoScript, NotReplicated, Unsent, is_unknown
 from .inspection import check_server
 from .key_table import KeyTable
 from .keys import PRIORITY_BASE, Keys
-from .retention import Retention
 from .scripts import load, load_alone
 from .share import ProcessShare, Replicas
 from .trip import PART_BYTES

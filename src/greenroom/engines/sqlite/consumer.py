@@ -21,12 +21,13 @@ from ...board import Board
 from ...clock import Clock
 from ...core.verdict import Verdict
 from ...ports.passing import pass_after, pass_before
+from ...ports.retention import Retention
 from ...ports.transport import MAX_TRIP, ConsumerClosed, Delivery, Exchange, Incident, Settlement
 from .claims import NOTHING, Claimed, claim, deliveries
 from .owner import Owner
 from .queue_file import OtherFile
 from .reaper import Reaped
-from .retention import Retention
+from .retention import retain
 from .rows import DELAYED, READY, incidents_of, ring
 from .settling import IMPOSSIBLE, NotAllHeld, Settler
 from .share import ProcessShare
@@ -180,7 +181,7 @@ class SqliteConsumer:
                 writes.end_slots()
             reaped = self._look_around(connection) if looks else None
             if now >= self._purge_at:
-                more = self._retention.purge(connection, self._clock.now_ms())
+                more = retain(self._retention, connection, self._clock.now_ms())
                 self._purge_at = now + (PURGE_STEP_S if more else PURGE_INTERVAL_S)
             if now >= self._store_purge_at:
                 self._store_purge_at = now + STORE_PURGE_INTERVAL_S  # at first: a failure must not come at every trip

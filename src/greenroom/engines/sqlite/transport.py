@@ -9,12 +9,12 @@ from ... import failpoints
 from ...clock import SYSTEM_CLOCK, Clock
 from ...forksafe import PerProcess
 from ...logging import get_logger
+from ...ports.retention import Retention
 from ...ports.store import StoreOp
 from ...ports.transport import Envelope, Features
 from .admin import SqliteAdmin
 from .consumer import SqliteConsumer
 from .inspection import inspect_file
-from .retention import Retention
 from .rows import INSERT_ONE, check_body, insertions, ring, row_of
 from .share import ProcessShare
 from .writes import Writes
