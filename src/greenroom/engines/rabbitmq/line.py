@@ -152,6 +152,7 @@ class Line:
         if self.epoch is not None:
             self.epoch = None
             self.taps = {}
+            self.unacked = Unacked()
             self._on_lost()
 
     # --- settling
@@ -279,11 +280,12 @@ class Line:
                 self.wants_trip = True
 
     def stop(self, queue: str) -> None:
-        """Consumes no more from a queue, and gives back what has not been claimed."""
+        """Consumes no more from a queue, and gives back what has not been claimed. The connection may end meanwhile."""
         tap = self.taps.get(queue)
         if tap is not None and tap.prefetch:
             self._wait_for_taps(lambda: False)  # pika sends no question before the last one is answered
-            self._close(tap)
+            if self.taps.get(queue) is tap:  # else the connection has ended meanwhile
+                self._close(tap)
 
     def _close(self, tap: Tap) -> None:
         try:

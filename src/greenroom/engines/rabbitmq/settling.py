@@ -89,6 +89,7 @@ class Settler:
         self._failures = 0
         #: How many settlements came with a token of an earlier channel.
         self.stale = 0
+        self._stale_told = 0
 
     @property
     def is_busy(self) -> bool:
@@ -99,6 +100,12 @@ class Settler:
         """What a trip answers: all that is known since the last one."""
         settled, lost, refused = self._settled, self._lost, self._refused
         self._settled, self._lost, self._refused = [], [], []
+        if self.stale > self._stale_told:
+            count, self._stale_told = self.stale - self._stale_told, self.stale
+            text = (
+                "%d messages were settled after their connection had ended: they were handed out again. (stale_ack: %d)"
+            )
+            logger.warning(text, count, self.stale)
         if settled:
             self._remembered.append(settled)
         return Exchange(deliveries, settled, lost, refused, more, reset)
@@ -144,11 +151,6 @@ class Settler:
         self._lost.append(s)
         if is_stale and s.verdict is not Verdict.RELEASE:
             self.stale += 1
-            logger.warning(
-                "Message %s was settled after its connection had ended: it was handed out again. (stale_ack: %d)",
-                s.delivery.id,
-                self.stale,
-            )
 
     @staticmethod
     def _again(entry: Open, s: Settlement) -> None:
@@ -174,7 +176,11 @@ class Settler:
                 continue
             self._open[tag] = entry
             opened.append(entry)
-        self._submit(opened)
+        self._submit([entry for entry in opened if self._is_open(entry)])
+
+    def _is_open(self, entry: Open) -> bool:
+        """Whether it is still to be acknowledged: its channel may have ended while another one was applied."""
+        return self._open.get(entry.tag) is entry
 
     def _check(self, s: Settlement) -> None:
         """Raises for what can never be applied here."""
@@ -263,8 +269,10 @@ class Settler:
         for parcel, entries in parcels:
             if parcel.done:
                 self._finish(parcel, entries)
-            else:
+            elif any(map(self._is_open, entries)):
                 self._parcels.append((parcel, entries))
+            else:
+                parcel.cancel()
         return self._try_again()
 
     def _finish(self, parcel: Any, entries: list[Open]) -> None:
@@ -275,7 +283,7 @@ class Settler:
             end = start + len(entry.publications)
             left = [entry.publications[i - start] for i in range(start, end) if i in failed] if failed else []
             start = end
-            if self._open.get(entry.tag) is not entry:  # its channel has ended meanwhile
+            if not self._is_open(entry):
                 continue
             if left:
                 entry.publications = left
@@ -294,8 +302,9 @@ class Settler:
                 self._submit([entry])
             return
         delay_s = full_jitter_s(self._failures)
+        log = logger.debug if self._failures else logger.warning  # there may be hundreds
+        log("What settles %d messages was not published, trying again: %s", len(entries), error)
         self._failures += 1
-        logger.warning("What settles %d messages was not published, trying again: %s", len(entries), error)
         self._later.append((monotonic() + delay_s, entries))
 
     def _try_again(self) -> float | None:
@@ -303,7 +312,7 @@ class Settler:
         later, self._later = self._later, []
         for at_s, entries in later:
             if at_s <= now_s:
-                self._submit([entry for entry in entries if self._open.get(entry.tag) is entry])
+                self._submit([entry for entry in entries if self._is_open(entry)])
             else:
                 self._later.append((at_s, entries))
         return min((at_s for at_s, _ in self._later), default=now_s) - now_s if self._later else None
@@ -329,7 +338,11 @@ class Settler:
         del self._line.unacked[entry.tag]
         s = entry.settlements[0] if entry.settlements else None
         if s is not None and s.verdict is Verdict.RELEASE and s.due_ms is None:
+            epoch = self._line.epoch
             self._line.stop(s.delivery.queue)  # else it comes straight back to us
+            if self._line.epoch is not epoch:  # it was handed out again
+                self._lose(entry)
+                return
         if entry.requeues and s is not None:
             self._returned(s.delivery)
             self._line.give_back(entry.tag)
@@ -342,11 +355,14 @@ class Settler:
         for parcel, _ in self._parcels:
             parcel.cancel()
         for entry in self._open.values():
-            self._lost += entry.settlements
-            self.stale += len(entry.settlements)
+            self._lose(entry)
         self._open.clear()
         self._parcels.clear()
         self._later.clear()
+
+    def _lose(self, entry: Open) -> None:
+        self._lost += entry.settlements
+        self.stale += len(entry.settlements)
 
 
 def fitting(meta: Meta) -> Meta:

@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 import msgspec
+from pika.exceptions import ChannelClosedByBroker
 
 from ...errors import BrokerError, BrokerTimeout
 from ...names import dq_name, xq_name
@@ -195,7 +196,7 @@ class Declarer:
         if channel is not self._channel:
             return
         self._channel = None
-        if self._link.is_open:  # else `lost` tells all
+        if isinstance(reason, ChannelClosedByBroker):  # else the connection ends, and `lost` tells all
             error = translate(reason, self._link.where)
             error.__cause__ = reason
             self._finish(error)
