@@ -19,7 +19,9 @@ from .topology import Declarer, Layout
 
 #: Seconds that one answer may take.
 ANSWER_S = 10.0
-#: Seconds without a message after which a queue is taken to hold no more of them.
+#: Seconds without a message after which the broker is asked whether there are more.
+_LULL_S = 0.1
+#: Seconds without a message after which what is left, as the broker says, is taken to be for others.
 _QUIET_S = 3.0
 #: How many channels are open at a time to ask for queues that may not be there.
 _AT_A_TIME = 32
@@ -161,6 +163,7 @@ class Look:
 
     def __init__(self, link: Link, ready: int, limit: int | None) -> None:
         self._link = link
+        self._queue = ""
         self.expected = ready if limit is None else min(ready, limit)
         #: Whether anything was taken.
         self.has_taken = False
@@ -170,6 +173,7 @@ class Look:
 
     def open(self, queue: str) -> None:
         """Begins to fetch."""
+        self._queue = queue
         channel = self._channel = open_channel(self._link)
         channel.add_on_close_callback(self._channel_closed)
         if self.expected <= 0xFFFF:
@@ -189,10 +193,28 @@ class Look:
             elif self._closed_by is not None:
                 code, text = getattr(self._closed_by, "reply_code", 0), getattr(self._closed_by, "reply_text", "")
                 raise channel_error(code, text, self._link.where)
-            elif monotonic() - quiet_since_s > _QUIET_S:
+            elif self._is_over(quiet_since_s):
                 return
-            else:
-                self._link.run_until(lambda: self._found or self._closed_by, _QUIET_S)
+
+    def _is_over(self, quiet_since_s: float) -> bool:
+        """Waits for more; True if nothing comes any more. Silence alone does not say so: the broker may be slow."""
+        if self._link.run_until(self._has_news, _LULL_S):
+            return False
+        left = self._left()
+        return not self._has_news() and (not left or monotonic() - quiet_since_s > _QUIET_S)
+
+    def _has_news(self) -> bool:
+        return bool(self._found) or self._closed_by is not None
+
+    def _left(self) -> int:
+        """How many messages nobody has fetched. What was sent to us before is here then: the queue answers the first
+        question after it has sent them, and the channel the second after it has sent them on."""
+        answers: list[Any] = []
+        self._channel.queue_declare(self._queue, passive=True, callback=answers.append)
+        self._channel.basic_qos(callback=answers.append)
+        if not self._link.run_until(lambda: len(answers) == 2 or self._closed_by is not None, ANSWER_S):
+            raise BrokerTimeout(f"RabbitMQ at {self._link.where} did not answer within {ANSWER_S:g} s.")
+        return int(answers[0].method.message_count) if answers else 0
 
     def take(self, found: Found) -> None:
         """Deletes a message."""

@@ -132,8 +132,8 @@ class Neighbours:
         self._locks = open_lock_file(self._folder / _LOCKS, _MODE)
         self._inquest = Inquest(SYSTEM_CLOCK)  # the dead are real, whatever clock a test moves
         self._fallen: dict[str, Fallen] = {}
-        #: Marks on the boards of those who live, or of whom it is not known yet how they died.
-        self._running: set[int] = set()
+        self._running: set[int] = set()  # marks on the boards of those who live
+        self._dying: set[int] = set()  # and of those of whom it is not known yet how they died
         self._waits_s: dict[int, float] = {}  # since when a mark is waited for
         self._look_at_s = 0.0
         self._tidy()
@@ -157,6 +157,8 @@ class Neighbours:
         if now_s >= self._look_at_s:
             self._look_at_s = now_s + EVIDENCE_STEP_S
             self._look()
+        if mark in self._dying:
+            return None
         if mark in self._running and now_s - self._waits_s.setdefault(mark, now_s) < EVIDENCE_S:
             return None
         self._waits_s.pop(mark, None)
@@ -171,6 +173,7 @@ class Neighbours:
 
     def _look(self) -> None:
         self._running.clear()
+        self._dying.clear()
         for name in os.listdir(self._folder):
             if not name.endswith(_SUFFIX) or name in self._fallen:
                 continue
@@ -179,15 +182,14 @@ class Neighbours:
                 self._look_at(path, *name.removesuffix(_SUFFIX).split(".", 2))
 
     def _look_at(self, path: Path, slot: str, pid: str, name: str) -> None:
-        if not slot.startswith(_DEAD) and self._locks.is_alive(int(slot)):
-            death = None
-        else:
-            death = self._inquest.death_of(path.name, worker_name(unquote(name), int(pid)), path)
+        is_alive = not slot.startswith(_DEAD) and self._locks.is_alive(int(slot))
+        death = None if is_alive else self._inquest.death_of(path.name, worker_name(unquote(name), int(pid)), path)
         if death is not None:
             if self._ledger is None or self._ledger.write(f"{pid}.{name}.{path.stat().st_ino}", death.charged):
                 self._fallen[path.name] = Fallen(death.charged, death.evidence, self._clock.now_ms())
         elif (board := Board.open(path)) is not None:
-            self._running |= board.running()
+            marks = self._running if is_alive else self._dying
+            marks |= board.running()
 
     def _tidy(self) -> None:
         """Deletes boards of the dead on which nothing stands, old ones, and the oldest of too many."""

@@ -23,12 +23,13 @@ from time import monotonic
 from typing import Any
 
 from pika import spec
+from pika.exceptions import ChannelClosedByBroker
 
 from ... import failpoints
 from ...errors import BrokerError, BrokerFull, BrokerTimeout, MessageTooLarge
 from ...logging import get_logger
 from .connection import Link, Targets
-from .errors import NOT_FOUND, PRECONDITION_FAILED, QueueGone, channel_error
+from .errors import NOT_FOUND, PRECONDITION_FAILED, QueueGone, channel_error, translate
 from .parcel import Parcel
 from .topology import Declarer, Layout
 from .turns import Turns
@@ -339,11 +340,11 @@ class Publisher:
         self._channel_opening = False
         if channel is self._channel:
             self._channel = None
-        if not self._link.is_open:  # `_lost` tells all
-            return
-        code, text = getattr(reason, "reply_code", 0), str(getattr(reason, "reply_text", reason))
         for parcel in self._take_unanswered():
-            self._refuse(parcel, code, text)
+            if isinstance(reason, ChannelClosedByBroker):
+                self._refuse(parcel, reason.reply_code, reason.reply_text)
+            else:  # the connection ends, and its channels first
+                self._finish(parcel, translate(reason, self._link.where))
 
     def _refuse(self, parcel: Parcel, code: int, text: str) -> None:
         """The broker has closed the channel because of one of several parcels, and does not say which."""
