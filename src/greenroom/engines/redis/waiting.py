@@ -21,6 +21,8 @@ from .connection import Connection
 #: Seconds after which the server ends a wait by itself, and seconds that it may be late.
 BLOCK_S = 10
 LATE_S = 5
+#: How often the server is asked to end a wait that it does not know, before its answer is waited for.
+_TRIES = 100
 
 logger = get_logger(__name__)
 
@@ -81,7 +83,9 @@ class Waiter:
         if not self._keys:
             return
         try:
-            self._call("CLIENT", "UNBLOCK", self._client_id)
+            for _ in range(_TRIES):  # in vain if the server heard it before the wait, which has its own connection
+                if self._call("CLIENT", "UNBLOCK", self._client_id) or self._connection.has_answer():
+                    break
             self._keys = ()
             answer = self._connection.read()
             if answer is not None:

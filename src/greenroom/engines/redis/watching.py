@@ -4,7 +4,8 @@ Whoever watches a key listens to the channel of its text, and every process that
 A script that has changed keys counts the listeners of that one: none, and it publishes nothing, so a result that nobody
 waits for costs one look for a whole trip.
 
-What was published while a connection was down is lost. So once it is up again every watch is told.
+What was published while a connection was down is lost. So once the server knows again what is watched, every watch is
+told.
 """
 
 from __future__ import annotations
@@ -62,6 +63,7 @@ class Listener:
         self._changed = threading.Condition()
         self._watches: dict[bytes, set[KeyWatch]] = {}
         self._unconfirmed: dict[bytes, int] = {}
+        self._untold: set[KeyWatch] = set()
         self._is_up = False
         self._attempts = 0
         self._reader, self._writer = os.pipe()
@@ -170,9 +172,7 @@ class Listener:
             self._is_up = True
             if self._watches:
                 self._tell_server(b"SUBSCRIBE", [*self._watches, self._keys.watch])
-            told = {watch for watches in self._watches.values() for watch in watches}
-        for watch in told:
-            watch.notify()
+            self._untold = {watch for watches in self._watches.values() for watch in watches}
 
     def _listen(self) -> None:
         connection, is_pinged = self._connection, False
@@ -205,4 +205,7 @@ class Listener:
                 if self._unconfirmed[channel] <= 0:
                     del self._unconfirmed[channel]
                     self._changed.notify_all()
+                if channel == self._keys.watch:  # the last one of those that are said again
+                    told, self._untold = self._untold, set()
+                    return told
         return set()
