@@ -58,15 +58,16 @@ def test_moments_come_in_their_order() -> None:
     loop = ParentLoop()
     now_s = SYSTEM_CLOCK.monotonic()
     called: list[str] = []
-    loop.call_at(now_s + 0.03, lambda: called.append("third"))
     loop.call_at(now_s - 1, lambda: called.append("second"))
     loop.call_at(now_s - 2, lambda: called.append("first"))
     loop.call_at(now_s + 3600, lambda: called.append("never"))
     loop.wait()
     assert called == ["first", "second"]
+    due_s = SYSTEM_CLOCK.monotonic() + 0.03
+    loop.call_at(due_s, lambda: called.append("third"))
     loop.wait()
     assert called == ["first", "second", "third"]
-    assert SYSTEM_CLOCK.monotonic() >= now_s + 0.03
+    assert SYSTEM_CLOCK.monotonic() >= due_s
 
 
 def test_sources_are_called_back_while_they_are_there(bells: list[Bell]) -> None:
@@ -155,11 +156,27 @@ def test_a_child_that_is_gone_can_be_given_orders(ends: tuple[ParentEnd, ChildEn
 # --- a parent that has nothing left
 
 
-def test_a_parent_without_descriptors_tries_again_later(monkeypatch: pytest.MonkeyPatch) -> None:
-    """When its workers run, a parent that has no descriptor for a new one's pipe does not end: it waits."""
-    signals = SignalPipe()
+class Slow:
+    """The clock of a process that hardly gets to run: time passes between any two of its looks."""
+
+    now_ms, sleep = SYSTEM_CLOCK.now_ms, SYSTEM_CLOCK.sleep
+
+    def __init__(self) -> None:
+        self._now_s = 100.0
+
+    def monotonic(self) -> float:
+        self._now_s += 0.06
+        return self._now_s
+
+
+def test_a_parent_without_descriptors_tries_again_later(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """When its workers run, a parent that has no descriptor for a new one's pipe does not end: it waits, as long as it
+    says."""
+    signals, clock = SignalPipe(), Slow()
     settings = Settings(modules=("app",), processes=1)
-    supervisor = Supervisor(settings, lambda _settings: None, signals, "Test")  # type: ignore[arg-type,return-value]  # no child is started
+    supervisor = Supervisor(settings, lambda _settings: None, signals, "Test", clock=clock)  # type: ignore[arg-type,return-value]  # no child is started
     supervisor._was_announced = True
 
     def fail() -> None:
@@ -167,7 +184,8 @@ def test_a_parent_without_descriptors_tries_again_later(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(supervisor.launcher, "pipe", fail)
     supervisor._start_child(0)
-    assert supervisor._respawn.delay_s(SYSTEM_CLOCK.monotonic()) > 0
+    assert supervisor._respawn.not_before_s - clock._now_s == pytest.approx(0.1)
+    assert "could not be started: Too many open files. The next one starts in 0.1 s." in caplog.text
     assert supervisor._failure is None
     signals.close()
 

@@ -27,7 +27,7 @@ def message_of(exception: BaseException, limit: int = MAX_MESSAGE) -> str:
 def traceback_of(exception: BaseException, limit: int = MAX_TRACEBACK) -> str:
     """The traceback as text; of a long one the end, where the cause is."""
     try:
-        text = _storable("".join(traceback.format_exception(exception, limit=TRACEBACK_LIMIT)))
+        text = _storable("".join(traceback.format_exception(exception, limit=TRACEBACK_LIMIT))[-limit - 1 :])
     except BaseException as e:  # noqa: BLE001  # see message_of
         return f"{type_name(exception)}: <traceback unavailable: {type(e).__name__}>\n"
     return text if len(text) <= limit else "..." + text[3 - limit :]

@@ -64,19 +64,23 @@ class LineReader:
             self._end_line()
         return bool(data)
 
-    def drain(self) -> None:
-        """Takes what is there now: the last words of a child that has died. Others may go on writing. Once closed, it
-        has taken all."""
-        if self._connection.closed:
-            return
+    def catch_up(self) -> None:
+        """Takes all that is there now. Others may go on writing."""
         for _ in range(2 * PIPE_BYTES // _CHUNK_BYTES):
             try:
                 data = os.read(self._descriptor, _CHUNK_BYTES)
             except BlockingIOError:
-                break
+                return
             self._feed(data)
             if not data:
-                break
+                return
+
+    def drain(self) -> None:
+        """The same with the last words of a child that has died, which may have no end. Once closed, it has taken
+        all."""
+        if self._connection.closed:
+            return
+        self.catch_up()
         if self._line:
             self._end_line()
 

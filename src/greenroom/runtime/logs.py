@@ -46,8 +46,9 @@ class Logs:
     def catch_up(self) -> None:
         """Takes what children have said until now. A wait that tells of a child's report may have looked at its lines
         just before it wrote them, and then the report; this keeps their order."""
-        for reader in tuple(self._readers):
-            self._read(reader)
+        for reader in self._readers:
+            reader.catch_up()
+        self._output.flush()
 
     def ended(self, reader: LineReader, on_exit: Callable[[int], object], exit_code: int) -> None:
         """A child has died: its last words come before the word of its death. What it has started may still speak."""

@@ -173,12 +173,12 @@ class Supervisor:
         if not self._was_announced:
             self.fail(Failure(ExitCode.UNREACHABLE, line))
             return
-        self._respawn.held_up(self._clock.monotonic())
-        self._later(line)
-
-    def _later(self, line: str, trace: str = "") -> None:
-        """Says what happened, and when the next child is started."""
         now_s = self._clock.monotonic()
+        self._respawn.held_up(now_s)
+        self._later(now_s, line)
+
+    def _later(self, now_s: float, line: str, trace: str = "") -> None:
+        """Says what happened at ``now_s``, and when the next child is started."""
         logger.error("The %s. The next one starts in %.1f s.%s", line, self._respawn.delay_s(now_s), trace)
         self.loop.call_at(self._respawn.not_before_s, self._fill)
 
@@ -346,7 +346,7 @@ class Supervisor:
         else:
             now_s = self._clock.monotonic()
             self._respawn.crashed(now_s, now_s - (child.ready_s or now_s))
-            self._later(obituary)
+            self._later(now_s, obituary)
 
     def _forget(self, child: WorkerProcess) -> None:
         self.loop.remove(child.pipe)
@@ -382,7 +382,8 @@ class Supervisor:
             line = f"{MAX_BOOT_FAILURES} worker processes in a row could not start, the last because: {failure.line}"
             self.fail(Failure(ExitCode.UNREACHABLE, line, failure.traceback))
             return
-        self._later(f"{child} could not start: {failure.line}" if child.failure else line, _below(failure.traceback))
+        line = f"{child} could not start: {failure.line}" if child.failure else line
+        self._later(now_s, line, _below(failure.traceback))
 
     def _call_off(self, failure: Failure) -> None:
         """The code of now cannot be run: those that work go on with what they have."""
