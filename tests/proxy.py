@@ -23,12 +23,14 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 from urllib.parse import urlsplit
+
+from scripts.servers import free_port
 
 HOST = "127.0.0.1"
 #: Bytes that one direction of a connection holds before its sender has to wait.
@@ -183,6 +185,16 @@ class Proxy:
         self._thread.join()
         self._loop.close()
 
+    async def _listen(self) -> asyncio.Server:
+        """Outgoing connections must not be given the port while nobody listens on it, so it is one of the servers'."""
+        while not self.port:
+            port = free_port()
+            with suppress(OSError):  # somebody was faster
+                server = await self._loop.create_server(self._accept, HOST, port)
+                self.port = port
+                return server
+        return await self._loop.create_server(self._accept, HOST, self.port)
+
     async def _cancel_all(self) -> None:
         tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
         for task in tasks:
@@ -295,8 +307,7 @@ class Proxy:
 
         async def act() -> None:
             if self._server is None:
-                self._server = await self._loop.create_server(self._accept, HOST, self.port)
-                self.port = self._server.sockets[0].getsockname()[1]
+                self._server = await self._listen()
 
         self._on_loop(act)
 

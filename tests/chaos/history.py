@@ -16,6 +16,7 @@ The promises (``docs/guarantees.md``):
 
 from __future__ import annotations
 
+from bisect import bisect
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -27,6 +28,8 @@ from typing import NamedTuple
 EARLY_TOLERANCE_S = 0.02
 #: How long before a cut a settlement may not have arrived yet, in seconds.
 UNCONFIRMED_S = 2.0
+#: And how many of the last ones, however long ago: where the server stands still, nothing new comes to be settled.
+UNCONFIRMED = 32
 
 
 class Event(NamedTuple):
@@ -46,7 +49,8 @@ class Event(NamedTuple):
 class Fault(NamedTuple):
     """What was done to a process. ``kill``: it is dead from ``at_s`` on. ``lost``: others may have taken what it held,
     from ``at_s`` on, while it still runs. ``cut``: its connection has ended at ``at_s``, and what it held then is
-    handed out again at once; where no settlement is confirmed, also what it had settled within the last moments."""
+    handed out again at once; where no settlement is confirmed, also what it had settled within the last moments. Where
+    a retry is published before its message is settled, there may be two of it then, which succeed once each."""
 
     kind: str
     pid: int
@@ -93,9 +97,11 @@ def check(events: Iterable[Event], faults: Sequence[Fault] = (), dead: Collectio
       dead: The ids of the dead letters in the end.
     """
     by_id: dict[str, list[Event]] = defaultdict(list)
+    events = list(events)
     for event in events:
         by_id[event.id].append(event)
     judge = _Judge(faults, frozenset(dead))
+    judge.note_acks(events)
     for id, its_events in by_id.items():
         judge.judge(id, sorted(its_events, key=lambda event: event.at_s))
     for id in dead:
@@ -109,8 +115,24 @@ class _Judge:
         self.verdict = Verdict()
         self._dead = dead
         self._killed_s = {fault.pid: fault.at_s for fault in faults if fault.kind == "kill"}
-        self._cuts_s = [(fault.pid, fault.at_s) for fault in faults if fault.kind == "cut"]
+        #: By process: when its connection was cut, and since when its settlements may have been lost to that.
+        self._cuts_s: dict[int, list[tuple[float, float]]] = defaultdict(list)
+        for fault in faults:
+            if fault.kind == "cut":
+                self._cuts_s[fault.pid].append((fault.at_s, fault.at_s - UNCONFIRMED_S))
         self._lost_s = {fault.pid: fault.at_s for fault in faults if fault.kind == "lost"}
+
+    def note_acks(self, events: Iterable[Event]) -> None:
+        """Takes down which settlements were the last ones before each cut."""
+        acks_s: dict[int, list[float]] = defaultdict(list)
+        for event in events:
+            if event.kind == "ack":
+                acks_s[event.pid].append(event.at_s)
+        for pid, cuts in self._cuts_s.items():
+            its_s = sorted(acks_s[pid])
+            for number, (at_s, since_s) in enumerate(cuts):
+                last_s = its_s[: bisect(its_s, at_s)][-UNCONFIRMED:]
+                cuts[number] = (at_s, min([since_s, *last_s[:1]]))
 
     def judge(self, id: str, events: list[Event]) -> None:
         kinds = {event.kind for event in events}
@@ -124,37 +146,43 @@ class _Judge:
             self._violation("lost", id)
         if runs and ("sent" not in kinds or "refused" in kinds):
             self._violation("phantom", id)
+        settled = acks
         acks = [ack for ack in acks if not self._is_void(ack, runs)]
-        if len(acks) > 1 or (acks and any(run.start_s > acks[0].at_s for run in runs)):
+        twins = sum(run.failed and self._was_cut(run, run.end_s, float("inf")) for run in runs)
+        if len(acks) > 1 + twins or (len(acks) > twins and any(run.start_s > acks[twins].at_s for run in runs)):
             self._violation("double ack", id)
         due_s = max((event.due_s for event in events if event.kind == "sent"), default=0.0)
         if runs and runs[0].start_s < due_s - EARLY_TOLERANCE_S:
             self._violation("early", id)
         for first, second in pairwise(runs):
-            self._judge_again(id, first, second)
+            settled_s = [ack.at_s for ack in settled if ack.pid == first.pid and first.end_s <= ack.at_s]
+            held_until_s = min([at_s for at_s in settled_s if at_s <= second.start_s], default=first.end_s)
+            twins -= self._judge_again(id, first, second, held_until_s, twins)
 
     def _is_void(self, ack: Event, runs: Sequence[Run]) -> bool:
         """Whether a settlement may not have counted: what had run was lost to a cut before it arrived."""
-        began_s = max((run.start_s for run in runs if run.pid == ack.pid and run.start_s <= ack.at_s), default=ack.at_s)
-        return any(pid == ack.pid and began_s <= at_s <= ack.at_s + UNCONFIRMED_S for pid, at_s in self._cuts_s)
+        began = max((run for run in runs if run.pid == ack.pid and run.start_s <= ack.at_s), default=None)
+        return began is not None and self._was_cut(began, ack.at_s, float("inf"))
 
-    def _was_cut(self, pid: int, held_until_s: float, again_s: float) -> bool:
-        """Whether a process lost what it had held until a time (or for ever), and that is why it started again."""
-        return any(
-            pid == its and held_until_s + UNCONFIRMED_S >= at_s and at_s <= again_s for its, at_s in self._cuts_s
-        )
+    def _was_cut(self, run: Run, held_until_s: float, again_s: float) -> bool:
+        """Whether a process lost the message of a run, which it held until a time (or for ever), before another."""
+        first_s = run.start_s - UNCONFIRMED_S  # it is not known to the moment when a cut came
+        return any(first_s <= at_s <= again_s and since_s <= held_until_s for at_s, since_s in self._cuts_s[run.pid])
 
-    def _judge_again(self, id: str, first: Run, second: Run) -> None:
+    def _judge_again(self, id: str, first: Run, second: Run, held_until_s: float, twins: int) -> bool:
+        """Judges a start after the first; whether a twin is what explains it."""
         self.verdict.again += 1
         lost = self._lost_s.get(first.pid, float("inf")) <= second.start_s
-        lost = lost or self._was_cut(first.pid, first.end_s, second.start_s)
+        lost = lost or self._was_cut(first, held_until_s, second.start_s)
         killed = self._killed_s.get(first.pid, float("inf")) <= second.start_s
-        if first.failed or lost or killed:
+        is_explained = first.failed or lost or killed
+        if is_explained or twins:
             self.verdict.allowed += 1
         else:
             self._violation("duplicated", id)
-        if second.start_s < first.end_s and not lost:
+        if second.start_s < first.end_s and not (lost or twins):
             self._violation("overlap", id)
+        return not is_explained and twins > 0
 
     def _runs(self, events: Sequence[Event]) -> list[Run]:
         runs: list[Run] = []

@@ -147,10 +147,19 @@ def victim(folder: Path, url: str, *words: object, **variables: str) -> Iterator
 
 
 def wait_for_death(folder: Path, process: subprocess.Popen[bytes], code: int) -> Fault:
-    """Until a victim has ended as it should have."""
+    """Until a victim has ended as it should have. Nobody else may run anything meanwhile."""
     wait_until(lambda: process.poll() is not None, "the victim has met its failpoint", step_s=0.001)
     assert process.returncode == code, (folder / "victim.txt").read_text()
     return Fault("kill", process.pid, time.monotonic())
+
+
+def kill(process: subprocess.Popen[bytes]) -> Fault:
+    """Kills a victim; returns when it is dead. It counts as dead since just before: who watches it may be faster than
+    we are, and run what it had before we hear of its death."""
+    at_s = time.monotonic()
+    process.kill()
+    process.wait(PATIENCE_S)
+    return Fault("kill", process.pid, at_s)
 
 
 def drain(broker: EngineBroker, threads: int = 4) -> float:

@@ -72,4 +72,4 @@ def wait_until_done(folder: Path, broker: RabbitmqBroker) -> None:
 
 
 if __name__ == "__main__":
-    main(build)
+    main(lambda folder, url, _lease_ms: build(folder, url))

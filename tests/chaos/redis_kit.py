@@ -7,6 +7,7 @@ As ``tests.chaos.kit``, which has the history and its judge. ``build(folder, url
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import subprocess
 import sys
@@ -32,6 +33,8 @@ ROOT = Path(__file__).resolve().parents[2]
 #: The fast profile: how long a worker of another host may be silent, and how soon a silent server is given up.
 LEASE_MS = 1000
 TIMEOUT_S = 0.5
+#: The same for who is not troubled: a busy machine alone is no reason to give up.
+PATIENT_S = 10.0
 
 
 class Acks(Middleware):
@@ -105,11 +108,29 @@ def open_gate(folder: Path) -> None:
     (folder / "gate").touch()
 
 
+def started_worker(broker: EngineBroker, threads: int) -> Worker:
+    """A worker that has started, however late a busy machine answers who gives up soon."""
+    started: list[Worker] = []
+
+    def start() -> bool:
+        worker = Worker(broker, worker_threads=threads)
+        try:
+            worker.start()
+        except BrokerError as e:
+            if "Timeout" not in f"{type(e).__name__}: {e}":
+                raise
+            return False
+        started.append(worker)
+        return True
+
+    wait_until(start, "a worker has started")
+    return started[0]
+
+
 @contextmanager
 def working(broker: EngineBroker, threads: int = 4) -> Iterator[Worker]:
     """A worker in this process."""
-    worker = Worker(broker, worker_threads=threads)
-    worker.start()
+    worker = started_worker(broker, threads)
     try:
         yield worker
     finally:
@@ -124,9 +145,10 @@ def send(
     *,
     queue: str = "default",
     **options: Any,
-) -> None:
+) -> int:
     """Sends a message for each id, one after the other, and writes down what came of it: accepted, refused (it is
-    certain that it was not taken), or neither."""
+    certain that it was not taken), or neither. Returns how many were accepted."""
+    accepted = 0
     for id in ids:
         note(folder, "sent", id)
         try:
@@ -137,13 +159,23 @@ def send(
             continue
         else:
             note(folder, "accepted", id)
+            accepted += 1
+    return accepted
+
+
+def send_surely(folder: Path, broker: EngineBroker, name: str) -> None:
+    """Sends until a message is accepted, each under an id of its own that begins with ``name``. What a busy machine
+    answers too late costs a message that may have been taken, and a connection."""
+    tries = itertools.count()
+    wait_until(lambda: send(folder, broker, [f"{name}-try-{next(tries)}"]), f"{name} is accepted")
 
 
 class Sender:
-    """Sends in a thread of its own, from its start until it is told to stop. ``count`` tells how many."""
+    """Sends in a thread of its own, from its start until it is told to stop. ``count`` tells how many, ``accepted`` how
+    many of them were."""
 
     def __init__(self, folder: Path, broker: EngineBroker, *, per_s: float = 300) -> None:
-        self.count = 0
+        self.count = self.accepted = 0
         self._folder = folder
         self._broker = broker
         self._step_s = 1 / per_s
@@ -152,7 +184,8 @@ class Sender:
 
     def _main(self) -> None:
         while not self._enough.wait(self._step_s):
-            send(self._folder, self._broker, [f"m{self.count}"], "loop" if self.count % 2 else "plain")
+            actor = "loop" if self.count % 2 else "plain"
+            self.accepted += send(self._folder, self._broker, [f"m{self.count}"], actor)
             self.count += 1
 
     def __enter__(self) -> Self:
@@ -169,9 +202,9 @@ class Sender:
         assert not self._thread.is_alive(), "the sender is stuck"
 
     def wait_for_more(self, count: int) -> None:
-        """Until so many more were sent."""
-        goal = self.count + count
-        wait_until(lambda: self.count >= goal, f"{goal} messages were sent")
+        """Until so many more were accepted."""
+        goal = self.accepted + count
+        wait_until(lambda: self.accepted >= goal, f"{goal} messages were accepted")
 
 
 def count(folder: Path, kind: str) -> int:
@@ -210,6 +243,7 @@ def worker_process(
     host: str = "other",
     queue: str = "default",
     offset_ms: int = 0,
+    lease_ms: int = LEASE_MS,
     kit: str = "redis_kit",
 ) -> Iterator[subprocess.Popen[bytes]]:
     """A worker in a process of its own; what it logs is in ``<host>.txt``.
@@ -218,13 +252,15 @@ def worker_process(
       host: Workers of different hosts do not see each other die.
       queue: The one that it serves.
       offset_ms: By how much its wall clock is wrong.
+      lease_ms: How long it may be silent, on Redis.
       kit: The module beside this one that it runs.
     """
     (folder / host).mkdir(exist_ok=True, mode=0o700)
     variables = {"GREENROOM_RUN_FOLDER": str(folder / host)}
+    words = [folder, url, threads, queue, offset_ms, lease_ms]
     with (folder / f"{host}.txt").open("ab") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", f"tests.chaos.{kit}", str(folder), url, str(threads), queue, str(offset_ms)],
+            [sys.executable, "-m", f"tests.chaos.{kit}", *map(str, words)],
             cwd=ROOT,
             env={**environment(variables), "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "src")))},
             stdout=log,
@@ -251,12 +287,12 @@ def shift_clock(offset_ms: Callable[[], int], set_attribute: Callable[[object, s
     set_attribute(SystemClock, "now_ms", lambda self: right(self) + offset_ms())
 
 
-def main(build: Callable[[Path, str], EngineBroker]) -> None:
-    """A worker until it is killed, on the broker that ``build`` makes."""
-    folder, url, threads, queue, offset_ms = sys.argv[1:]
+def main(build: Callable[[Path, str, int], EngineBroker]) -> None:
+    """A worker until it is killed, on the broker that ``build`` makes of a folder, a URL and the length of a lease."""
+    folder, url, threads, queue, offset_ms, lease_ms = sys.argv[1:]
     beat_faster()
     shift_clock(lambda: int(offset_ms))
-    broker = build(Path(folder), url)
+    broker = build(Path(folder), url, int(lease_ms))
     broker.declare_queue(queue)
     worker = Worker(broker, queues=[queue], worker_threads=int(threads))
     worker.start()
@@ -265,4 +301,4 @@ def main(build: Callable[[Path, str], EngineBroker]) -> None:
 
 
 if __name__ == "__main__":
-    main(build)
+    main(lambda folder, url, lease_ms: build(folder, url, lease_ms=lease_ms))

@@ -21,7 +21,7 @@ from greenroom.ports.admin import Counts
 from greenroom.ports.transport import CRASH
 from greenroom.testing.clock import ManualClock
 from tests.chaos.history import Event, read_events
-from tests.chaos.kit import build, forget, is_empty, judge, send, victim, wait_for_death
+from tests.chaos.kit import build, forget, is_empty, judge, kill, send, victim
 from tests.runtime.cli_kit import Program, wait_until
 from tests.runtime.engine_kit import ENGINES, owners_of, url_of
 from tests.runtime.worker_kit import ALL_ENGINES, collector, make_broker_of, working
@@ -80,7 +80,7 @@ def pill(beside):
 @greenroom.actor(max_retries=0)
 def innocent(number):
     started(f"innocent{number}")
-    wait_for("crashing")
+    wait_for("crashed")
     mark(f"innocent{number}-done")
 """
 
@@ -290,7 +290,8 @@ def test_f100_a_poison_pill(program: Program) -> None:
     for number in range(7):
         program.send("innocent", number)
     with program.start("worker", "app", "-p", "1", "-t", "4") as running:
-        running.wait_until_ready()
+        running.wait_for_text("SIGSEGV")
+        program.let_go("crashed")
         for number in range(7):
             program.wait_for_mark(f"innocent{number}-done")
         with program.broker() as broker:
@@ -325,6 +326,7 @@ def test_f100_a_pill_that_waits_at_the_door(program: Program) -> None:
     program.write(ACTORS + SLOW_START)
     program.send("pill", 0)
     program.send("innocent", 0)
+    program.let_go("crashed")
     with program.start("worker", "app", "-p", "1", "-t", "1") as running:
         program.wait_for_mark("innocent0-done")
         running.wait_until_ready()
@@ -361,9 +363,7 @@ def test_f118_ten_thousand_delays(tmp_path: Path, url: str, broker: EngineBroker
         for number in range(KILLS):
             settled = (number + 1) * DELAYED // (KILLS + 2)
             wait_until(lambda least=settled: left(broker) <= DELAYED - least, f"{settled} are settled", step_s=0.02)
-            doomed = workers.pop(0)
-            doomed.kill()
-            faults.append(wait_for_death(tmp_path, doomed, -signal.SIGKILL))
+            faults.append(kill(workers.pop(0)))
             workers.append(ready_victim(stack, tmp_path, url))
         wait_until(lambda: is_empty(broker), "all have come to an end")
     verdict = judge(tmp_path, broker, *faults)

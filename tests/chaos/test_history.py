@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.chaos.history import Event, Fault, check, line_of, read_events
+from tests.chaos.history import UNCONFIRMED, Event, Fault, check, line_of, read_events
 
 
 def life(id: str, at_s: float = 0.0, pid: int = 1) -> list[Event]:
@@ -60,6 +60,62 @@ def test_an_overlap_after_a_lost_lease_is_allowed() -> None:
     events = [*life("a")[:3], Event("start", "a", 10, 2), Event("end", "a", 11, 2), Event("end", "a", 12, 1)]
     assert check(events, [Fault("lost", 1, 5)]).is_valid
     assert set(check(events).violations) == {"duplicated", "overlap"}
+
+
+def many(count: int, at_s: float) -> list[Event]:
+    """So many messages of the same process, a second after each other."""
+    return [event for n in range(count) for event in life(f"b{n}", at_s + n)]
+
+
+AGAIN = [*life("a"), Event("start", "a", 100, 2), Event("end", "a", 101, 2), Event("ack", "a", 102, 2)]
+
+
+@pytest.mark.parametrize(("cut_s", "after"), [(5.5, 0), (50, UNCONFIRMED - 1)])
+def test_starting_again_after_a_cut_is_allowed(cut_s: float, after: int) -> None:
+    """Where no settlement is confirmed, what was settled a moment before the connection ended may run again, and so may
+    the last few, however long ago that was."""
+    verdict = check([*AGAIN, *many(after, 6)], [Fault("cut", 1, cut_s)])
+    assert verdict.is_valid, verdict
+    assert (verdict.again, verdict.allowed) == (1, 1)
+
+
+def test_a_cut_long_after_explains_no_second_run_in_the_same_process() -> None:
+    """The second settlement is not taken for the first one."""
+    again = [*life("a"), Event("start", "a", 49, 1), Event("end", "a", 51, 1), Event("ack", "a", 52, 1)]
+    verdict = check([*again, *many(UNCONFIRMED, 6)], [Fault("cut", 1, 48)])
+    assert verdict.violations["duplicated"] == ["a"]
+
+
+def test_a_cut_explains_nothing_that_began_long_after_it() -> None:
+    """The connection had ended, and was there again, before the message ran for the first time."""
+    late = [event._replace(at_s=event.at_s + 50) for event in AGAIN]
+    assert check(late, [Fault("cut", 1, 20)]).violations["duplicated"] == ["a"]
+
+
+TWINS = [
+    *life("a")[:3],
+    Event("fail", "a", 3, 1),
+    *(Event(kind, "a", 4 + n / 10, 2) for n, kind in enumerate(("start", "end", "ack"))),
+    *(Event(kind, "a", 9 + n / 10, 3) for n, kind in enumerate(("start", "end", "ack"))),
+]
+
+
+def test_a_retry_whose_message_was_not_settled_is_a_second_message() -> None:
+    """The retry was published, and the connection ended before the message that it replaces was settled: both run. That
+    explains one run more, and no other violation."""
+    verdict = check(TWINS, [Fault("cut", 1, 3.5)])
+    assert verdict.is_valid, verdict
+    assert (verdict.again, verdict.allowed) == (2, 2)
+    assert set(check(TWINS).violations) == {"double ack", "duplicated"}
+    third = [Event(kind, "a", 20, 4) for kind in ("start", "end", "ack")]
+    assert set(check([*TWINS, *third], [Fault("cut", 1, 3.5)]).violations) == {"double ack", "duplicated"}
+
+
+@pytest.mark.parametrize(("pid", "cut_s", "after"), [(1, 50, UNCONFIRMED), (2, 5.5, 0), (1, 100.5, 0)])
+def test_a_cut_does_not_explain_everything(pid: int, cut_s: float, after: int) -> None:
+    """What was settled long before, what another process has settled, and what comes before the cut, may not."""
+    verdict = check([*AGAIN, *many(after, 6)], [Fault("cut", pid, cut_s)])
+    assert verdict.violations["duplicated"] == ["a"]
 
 
 @pytest.mark.parametrize(

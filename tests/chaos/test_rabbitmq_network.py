@@ -21,9 +21,9 @@ from greenroom.engines.rabbitmq import line
 from greenroom.errors import BrokerTimeout
 from scripts.servers import RabbitMQ
 from tests.chaos.history import Fault
-from tests.chaos.kit import forget, judge
+from tests.chaos.kit import forget, judge, kill
 from tests.chaos.rabbitmq_kit import build, cut, cut_since, rabbitmq_worker, wait_until_done
-from tests.chaos.redis_kit import Sender, count, open_gate, send, starts, wait_until_started, working
+from tests.chaos.redis_kit import PATIENT_S, Sender, count, open_gate, send, starts, wait_until_started, working
 from tests.proxy import Proxy
 from tests.runtime.cli_kit import wait_until
 
@@ -63,8 +63,9 @@ def test_a_tag_of_another_channel_takes_nobody_elses_message(tmp_path: Path, rab
         wait_until(lambda: count(tmp_path, "ack") == 10, "ten tags are used up")
         send(tmp_path, broker, ["L"], "late")
         wait_until_started(tmp_path, "L")
+        from_s = time.monotonic()
         proxy.reset()
-        faults = [cut(worker.pid)]
+        faults = cut_since(worker.pid, from_s)
         wait_until_started(tmp_path, "L", times=2)
         send(tmp_path, broker, [f"b{n}" for n in range(8)])
         wait_until(lambda: count(tmp_path, "ack") == 19, "nine tags of the new channel are used up")
@@ -72,8 +73,7 @@ def test_a_tag_of_another_channel_takes_nobody_elses_message(tmp_path: Path, rab
         wait_until_started(tmp_path, *others)
         (tmp_path / "gate-L").touch()
         wait_until(lambda: "stale_ack: 1" in (tmp_path / "other.txt").read_text(), "L is settled too late")
-        worker.kill()
-        faults.append(Fault("kill", worker.pid, time.monotonic()))
+        faults.append(kill(worker))
         with working(broker, 8):
             wait_until_started(tmp_path, *others, times=2)
             open_gate(tmp_path)
@@ -165,7 +165,8 @@ def test_f36_what_has_no_queue_is_returned(tmp_path: Path, rabbitmq_url: str) ->
 def test_f60_a_short_partition(tmp_path: Path, rabbitmq_url: str, proxy: Proxy) -> None:
     """F60: a worker is cut off for less than its heartbeat allows, again and again, under load. Nothing is lost, and
     nothing runs twice."""
-    broker, sender_broker = build(tmp_path, proxy.url(rabbitmq_url)), build(tmp_path, rabbitmq_url)
+    broker = build(tmp_path, proxy.url(rabbitmq_url))
+    sender_broker = build(tmp_path, rabbitmq_url, publish_timeout_ms=int(PATIENT_S * 1000))
     with working(broker), Sender(tmp_path, sender_broker) as sender:
         for _ in range(3):
             sender.wait_for_more(40)
@@ -234,13 +235,14 @@ def test_f62_a_storm_of_resets(tmp_path: Path, rabbitmq_url: str, proxy: Proxy) 
     afterwards the throughput is back at once."""
     broker, sender_broker = build(tmp_path, proxy.url(rabbitmq_url)), build(tmp_path, proxy.url(rabbitmq_url))
     random_ = random.Random(62)
-    faults = []
+    faults: list[Fault] = []
     with working(broker), Sender(tmp_path, sender_broker) as sender:
         for _ in range(6):
             sender.wait_for_more(20)
             pause(random_.uniform(0.0, 0.3))
+            from_s = time.monotonic()
             proxy.reset()
-            faults.append(cut(os.getpid()))
+            faults += cut_since(os.getpid(), from_s)
         before = count(tmp_path, "ack")
         wait_until(lambda: count(tmp_path, "ack") >= before + 100, "the throughput is back")
         print(f"100 messages after the last reset: {time.monotonic() - faults[-1].at_s:.2f} s")

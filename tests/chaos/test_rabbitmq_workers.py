@@ -26,7 +26,7 @@ from tests.chaos.redis_kit import count, open_gate, send, starts, wait_until_sta
 from tests.chaos.test_failpoints import CASES, IDS, MESSAGES, SENDER, Case, case_name, starts_by_rights
 from tests.chaos.test_fault_rows import ACTORS
 from tests.chaos.test_fault_rows import starts as program_starts
-from tests.runtime.cli_kit import Program, environment, is_running, wait_until
+from tests.runtime.cli_kit import PATIENCE_S, Program, environment, is_running, wait_until
 from tests.runtime.engine_kit import letters_in
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the kit looks into /proc")
@@ -46,9 +46,7 @@ def _run_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Non
 
 def killed(process: subprocess.Popen[bytes]) -> list[Fault]:
     """Kills a worker: its connection ends, too, and acknowledgements that the server has not read go with it."""
-    process.kill()
-    process.wait()
-    return both(Fault("kill", process.pid, time.monotonic()))
+    return both(kit.kill(process))
 
 
 def both(fault: Fault) -> list[Fault]:
@@ -113,7 +111,7 @@ def test_f02_the_parent_is_killed(tmp_path: Path, rabbitmq_url: str) -> None:
 @pytest.mark.parametrize("case", [case for case in CASES if case.point not in MISSING], ids=case_name)
 def test_f03_killed_at_a_failpoint(tmp_path: Path, rabbitmq_url: str, case: Case) -> None:
     """F03: a worker that runs 20 messages is killed at the point; another one comes. All come to an end. What had
-    returned and was not settled starts again; so may the one before, whose acknowledgement the server had not read."""
+    returned and was not settled starts again; so may those before, whose acknowledgements the server had not read."""
     kind = kit.KINDS[sum(map(ord, case.point)) % 2]
     with closing(kit.build(tmp_path, rabbitmq_url)) as broker:
         kit.send(tmp_path, broker, f"{kind}_{case.actor}", IDS, delay=case.delay_ms)
@@ -122,16 +120,18 @@ def test_f03_killed_at_a_failpoint(tmp_path: Path, rabbitmq_url: str, case: Case
         with victim(tmp_path, rabbitmq_url, 1, 1, *words, GREENROOM_FAILPOINTS=armed) as process:
             faults = both(wait_for_death(tmp_path, process, -signal.SIGKILL))
         wait_until(lambda: drain(broker) >= 0 and has_all(tmp_path, broker), "nothing is left anywhere")
-        doubled = int(case.point == "retry.mid")  # its retry is there, and so is the message itself: both run
+        before = case.visit - 1 if case.stop_after is None else case.stop_after
+        # Where a retry is there, and the message itself comes again, too, both run.
+        doubled = int(case.point == "retry.mid") + (before if case.actor == "flaky" else 0)
         verdict = check(read_events(tmp_path), faults, dead_ids(broker))
         assert len({id for ids in verdict.violations.values() for id in ids}) <= doubled, str(verdict)
         assert "lost" not in verdict.violations
         in_excess = verdict.started + verdict.again - starts_by_rights(case.actor)
         assert verdict.accepted == verdict.started == MESSAGES
-        assert case.least <= in_excess <= case.most + 1 + 2 * doubled
+        assert case.least <= in_excess <= case.most + before + doubled
         dead = dead_ids(broker)
         assert set(dead) == (set(IDS) if case.actor == "fails" else set())
-        assert len(dead) - len(set(dead)) <= 1  # kept, and killed before the message was acknowledged
+        assert len(dead) - len(set(dead)) <= before  # kept, and killed before the acknowledgement was read
 
 
 def drain(broker: RabbitmqBroker) -> float:
@@ -182,12 +182,14 @@ def test_f04_a_sender_is_killed(
     assert process.returncode == -signal.SIGKILL, process.stderr
     assert int((process.stdout.split() or ["0"])[-1]) == accepted
     found = []
+    deadline_s = time.monotonic() + PATIENCE_S
     with closing(pika.BlockingConnection(pika.URLParameters(rabbitmq_url))) as connection:
         channel = connection.channel()
         for _method, _properties, body in channel.consume("default", auto_ack=True, inactivity_timeout=0.5):
-            if body is None:
+            if body is not None:
+                found.append(Message.decode(body).args[0])
+            elif len(found) >= least or time.monotonic() > deadline_s:
                 break
-            found.append(Message.decode(body).args[0])
     assert least <= len(found) <= most
     assert found == list(range(len(found)))
 
@@ -300,7 +302,8 @@ def test_f100_a_poison_pill(tmp_path: Path, rabbitmq_url: str) -> None:
         for number in range(3):
             program.send("innocent", number)
         with program.start("worker", "app", "-p", "1", "-t", "4") as running:
-            running.wait_until_ready()
+            running.wait_for_text("SIGSEGV")
+            program.let_go("crashed")
             for number in range(3):
                 program.wait_for_mark(f"innocent{number}-done")
             wait_until(lambda: broker.get_queue_message_counts("default")[2] == 1, "the pill is a dead letter")

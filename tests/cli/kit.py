@@ -21,6 +21,7 @@ from greenroom.core.verdict import Verdict
 from greenroom.ports.admin import Counts
 from greenroom.ports.transport import MAX_TRIP, ErrorText, Settlement
 from greenroom.testing.clock import ManualClock
+from tests.runtime.cli_kit import wait_until
 
 REFUSED = ErrorText("ConnectionError", "refused by mail.example", "Traceback:\n  in send\nConnectionError: refused")
 
@@ -121,15 +122,21 @@ def kill_ready(broker: EngineBroker, queue: str = "default", error: ErrorText | 
     """Lets all that is ready in a queue die; the storage ids."""
     consumer = broker.transport.consumer("test")
     consumer.subscribe([queue])
+    wanted = broker.transport.counts([queue])[queue].ready
     ids: list[str] = []
-    while got := consumer.exchange((), MAX_TRIP).deliveries:
+
+    def all_are_dead() -> bool:
+        got = consumer.exchange((), MAX_TRIP).deliveries
         settled = len(
             consumer.exchange([Settlement(delivery, Verdict.DEAD, error=error) for delivery in got], 0).settled
         )
         while settled < len(got):  # an engine may answer later
             consumer.wait(1.0)
             settled += len(consumer.exchange((), 0).settled)
-        ids += [delivery.id for delivery in got]
+        ids.extend(delivery.id for delivery in got)
+        return len(ids) >= wanted
+
+    wait_until(all_are_dead, "all are dead letters")  # an engine may hand out some of them, or none, at first
     consumer.close()
     return ids
 

@@ -108,6 +108,25 @@ def test_a_replay_is_run(program: Program) -> None:
 
 
 LETTERS = 12_000
+#: A replay that comes to a place in its midst where it waits until the test lets it go on.
+HALFWAY = """
+import pathlib, sys, threading
+from greenroom import __main__
+from greenroom.cli import dead
+
+here, plain = pathlib.Path(sys.argv.pop(1)), dead.steps
+
+def steps(ids):
+    for number, step in enumerate(plain(ids)):
+        yield step
+        if number == 10:
+            (here / "halfway").touch()
+            while not (here / "go-on").exists():
+                threading.Event().wait(0.005)
+
+dead.steps = steps
+sys.exit(__main__.main())
+"""
 
 
 def test_an_interrupted_replay_loses_nothing(tmp_path: Path) -> None:
@@ -116,9 +135,10 @@ def test_an_interrupted_replay_loses_nothing(tmp_path: Path) -> None:
     broker = SqliteBroker(tmp_path / "queue.db")
     bury(broker)
     words = ("dead", "replay", "--all", "--yes", "--json", "--url", f"sqlite:///{tmp_path}/queue.db")
-    with start(words) as process:
-        wait_until(lambda: counts(broker).ready or process.poll() is not None, "some have been put back")
+    with start((str(tmp_path), *words), HALFWAY) as process:
+        wait_until((tmp_path / "halfway").exists, "some have been put back")
         process.send_signal(signal.SIGINT)
+        (tmp_path / "go-on").touch()
         output, errors = process.communicate(timeout=PATIENCE_S)
     said = json.loads(output)
     assert (process.returncode, errors) == (1, "")
@@ -172,9 +192,9 @@ def test_progress_is_shown_at_a_terminal(tmp_path: Path) -> None:
     assert shown.endswith(b" \r")
 
 
-def start(words: tuple[str, ...]) -> subprocess.Popen[str]:
+def start(words: tuple[str, ...], code: str = "") -> subprocess.Popen[str]:
     return subprocess.Popen(
-        command(words, ""), stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment({}), text=True
+        command(words, code), stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment({}), text=True
     )
 
 

@@ -24,6 +24,7 @@ from greenroom.core.run import Run
 from greenroom.middleware import Middleware, SkipMessage
 from greenroom.middleware.prometheus import BUCKETS_MS, Prometheus
 from greenroom.ports.transport import Delivery, ErrorText
+from scripts.servers.process import free_port
 from tests.runtime.cli_kit import Program, wait_until
 
 MakeWorker = Callable[..., dramatiq.Worker]
@@ -176,12 +177,13 @@ def test_expired_messages_leave_no_gauge(
 
 
 def test_delayed_messages_are_counted_until_they_run(
-    broker: StubBroker, prometheus: Prometheus, name: str, worker: dramatiq.Worker
+    broker: StubBroker, prometheus: Prometheus, name: str, make_worker: MakeWorker
 ) -> None:
     """From the moment that this process delays them."""
     samples = Samples(prometheus, name)
     dramatiq.actor(lambda: None, actor_name=name).send_with_options(delay=50)
     assert samples.gauges() == (0, 1)
+    make_worker(broker)
     broker.join("default", timeout=10_000)
     assert samples.gauges() == (0, 0)
 
@@ -288,7 +290,7 @@ def test_a_port_in_use_is_told_and_not_fatal(
         dramatiq.actor(lambda: None, actor_name=name).send()
         worker = make_worker(broker)
         broker.join("default", timeout=10_000)
-        wait_until(lambda: bool(caplog.records), "it is told")
+        wait_until(lambda: [r for r in caplog.records if r.levelno == logging.WARNING], "it is told")
         worker.stop()
     (record,) = [r for r in caplog.records if r.levelno == logging.WARNING]
     assert "Metrics are not served at 127.0.0.1:" in record.getMessage()
@@ -368,8 +370,7 @@ def test_without_the_package_the_error_names_the_extra(tmp_path: Path) -> None:
 def test_one_process_of_the_command_serves_for_all(tmp_path: Path) -> None:
     """With ``-p 2`` a process beside the workers serves the values of both, at the address that the program gave, also
     after a worker has died and after a reload."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     program = Program(tmp_path).write(
         f"""
 from greenroom.middleware.prometheus import Prometheus
@@ -395,10 +396,11 @@ def meet(mine, other):
         program.send("meet", "a", "b")
         program.send("meet", "b", "a")
         wait_until(lambda: total() == 2, "both workers' messages are counted")
+        wait_until(lambda: not program.waiting(), "both are settled: neither runs again")
         wait_until(lambda: len(running.workers()) == 2, "both have said so")
         os.kill(running.workers()[0], signal.SIGKILL)
         running.wait_for_text("(?s)(Worker process is ready.*){3}")
-        assert total() == 2
+        wait_until(lambda: total() == 2, "they still are")
         running.process.send_signal(signal.SIGHUP)
         running.wait_for_text("(?s)(Metrics are served at .*){2}")
         wait_until(lambda: total() == 2, "the successor serves the same values")

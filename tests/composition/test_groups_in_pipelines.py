@@ -89,7 +89,7 @@ def test_a_group_at_the_end_that_fails(actors: Actors, broker: EngineBroker) -> 
     pipe = pipeline([actors.fail.message(), group([actors.add.message(1)], broker=broker)], broker=broker).run()
     with pytest.raises(ResultFailure, match="as it should"):
         pipe.get_result(block=True, timeout=PATIENCE)
-    assert leftovers(broker) == set()
+    wait_until(lambda: not leftovers(broker), "nothing of it is left in the store")
 
 
 @pytest.mark.usefixtures("worker")

@@ -49,7 +49,7 @@ def test_a_long_pipeline_is_kept_in_the_store(actors: Actors, broker: EngineBrok
     assert pipe.get_result(block=True, timeout=PATIENCE) == 600
     assert [message.message_id for message in planned] == [stage.message_id for stage in pipe.messages]
     assert max(len(message.encode()) for message in planned) < 500
-    assert leftovers(broker) == set()
+    wait_until(lambda: not leftovers(broker), "nothing of it is left in the store")
 
 
 def test_a_stages_delay_is_honoured(actors: Actors, broker: EngineBroker) -> None:
@@ -82,7 +82,7 @@ def test_a_failed_stage_ends_the_wait_at_once(actors: Actors, broker: EngineBrok
     assert pipe.completed
     assert pipe.completed_count == 2
     assert actors.calls == []
-    assert leftovers(broker) == set()
+    wait_until(lambda: not leftovers(broker), "nothing of it is left in the store")
 
 
 @pytest.mark.usefixtures("worker")

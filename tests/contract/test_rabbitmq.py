@@ -13,6 +13,7 @@ from greenroom.engines.rabbitmq.transport import RabbitmqTransport
 from greenroom.ports.transport import Consumer, Transport
 from greenroom.testing.clock import ManualClock
 from greenroom.testing.contract import TransportContract
+from tests.engines.rabbitmq_kit import patient_trips, until_taken_back
 
 
 class TestRabbitmqTransport(TransportContract):
@@ -22,6 +23,7 @@ class TestRabbitmqTransport(TransportContract):
     def _server(self, rabbitmq_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self._url = rabbitmq_url
         monkeypatch.setenv("GREENROOM_RUN_FOLDER", str(tmp_path / "run"))
+        patient_trips(monkeypatch)
 
     def make(self, tmp_path: Path, clock: Clock) -> Transport:
         """Delays pass in real time: where the clock is moved by hand there are none."""
@@ -30,4 +32,4 @@ class TestRabbitmqTransport(TransportContract):
     def crash(self, transport: Transport, consumer: Consumer) -> None:
         """The kernel cuts a dead process's connection, and frees its byte of the lock file."""
         assert isinstance(consumer, RabbitmqConsumer)
-        consumer.abandon()
+        until_taken_back(consumer, consumer.abandon)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import select
 import sqlite3
 import subprocess
@@ -34,13 +35,20 @@ class Other:
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self.process = process
         self.pid = process.pid
+        self._heard = b""  # what it has said, and nobody has heard yet
 
     def hear(self) -> str:
         """The next line that it says."""
         assert self.process.stdout is not None
-        readable, _, _ = select.select([self.process.stdout], [], [], PATIENCE_S)
-        assert readable, "the other process says nothing"
-        return self.process.stdout.readline().strip()
+        while b"\n" not in self._heard:
+            readable, _, _ = select.select([self.process.stdout], [], [], PATIENCE_S)
+            assert readable, "the other process says nothing"
+            said = os.read(self.process.stdout.fileno(), 4096)
+            if not said:
+                break  # it has ended
+            self._heard += said
+        line, _, self._heard = self._heard.partition(b"\n")
+        return line.decode().strip()
 
     def say(self, word: str) -> None:
         """Lets it go on."""

@@ -9,8 +9,11 @@ from contextlib import closing, contextmanager
 from typing import Any
 
 import pika
+import pytest
 
+from greenroom.engines.rabbitmq import line
 from greenroom.engines.rabbitmq.connection import Targets
+from greenroom.engines.rabbitmq.consumer import RabbitmqConsumer
 from greenroom.engines.rabbitmq.topology import Layout
 from greenroom.engines.rabbitmq.transport import RabbitmqTransport
 from greenroom.names import new_storage_id
@@ -55,6 +58,38 @@ def wait_until(holds: Callable[[], object], what: str) -> None:
 def bodies(transport: RabbitmqTransport, queue: str = "default") -> list[bytes]:
     """What is ready in a queue, in order."""
     return [message.body for message in transport.peek(queue, limit=10_000)]
+
+
+def until_at_rest(transport: RabbitmqTransport, count: int) -> None:
+    """Waits until so many delayed messages have left the lowest level, which each leaves within a second: what moves
+    from one level to the next is nowhere for a moment, and those above are slow."""
+
+    def are_at_rest() -> bool:
+        found, lowest = transport._in_levels(), f"{transport.levels.base}.0."
+        return sum(found.values()) == count and not any(name.startswith(lowest) for name in found)
+
+    wait_until(are_at_rest, "all being in the higher levels")
+
+
+def patient_trips(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Has the first trip bring all that its queues hold, however long a busy server takes to begin: who drains a queue
+    by trips takes the first one that brings nothing for its end."""
+    monkeypatch.setattr(line, "FIRST_MESSAGES_S", PATIENCE_S)
+
+
+def until_taken_back(consumer: RabbitmqConsumer, end: Callable[[], object]) -> None:
+    """Ends a consumer's connection, and waits until the broker knows: from then on all that it held is ready again."""
+    consumer._line.arrive()  # the broker counts all that it has begun to consume
+    taps = [tap for tap in consumer._line.taps.values() if tap.consumer_tags]
+    left = {tap.queue: _consumers(consumer, tap.queue) - len(tap.consumer_tags) for tap in taps}
+    end()
+    wait_until(lambda: all(_consumers(consumer, queue) <= left[queue] for queue in left), "the broker's taking it back")
+
+
+def _consumers(consumer: RabbitmqConsumer, queue: str) -> int:
+    """How many consumers a queue has, as the broker counts them."""
+    answer = consumer._transport.share.control._call("queue_declare", queue=queue, passive=True)
+    return 0 if answer is None else int(answer.consumer_count)
 
 
 LAYOUTS = (Layout(), Layout(queue_type="quorum"))

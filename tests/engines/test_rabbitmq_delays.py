@@ -9,8 +9,10 @@ from hypothesis import strategies as st
 from greenroom.engines.rabbitmq.delays import LEVELS, LONGEST_MS, UNIT_MS, Levels, digits, ttl_ms
 from greenroom.engines.rabbitmq.topology import Layout
 from greenroom.engines.rabbitmq.wire import read
-from tests.engines.rabbitmq_kit import bodies, sent, stranger, transport_at, wait_until
+from tests.engines.rabbitmq_kit import bodies, sent, stranger, transport_at, until_at_rest, wait_until
 
+#: So late a message may be on a busy machine. In a wrong level it would be half a minute late.
+LATE_MS = 10_000
 YEAR_MS = 366 * 24 * 3600 * 1000
 
 
@@ -54,20 +56,20 @@ def test_delayed_messages_come_out_in_time(rabbitmq_url: str, kind: str) -> None
         delays_ms = [1, 40, 500, 1025, 2080, 3000]
         transport.ensure(["default"])
         now_ms = transport.clock.now_ms()
-        transport.push([sent(queue="first", due_ms=now_ms + delay_ms) for delay_ms in delays_ms])
+        transport.push([sent(queue="first", due_ms=now_ms + delay_ms) for delay_ms in [*delays_ms, 3600 * 1000]])
+        wait_until(transport.delayed, "a look at what is delayed")
         seen: dict[bytes, int] = {}
         with stranger(rabbitmq_url) as channel:
             arriving = channel.consume("default", inactivity_timeout=10)
             now_ms = transport.clock.now_ms()  # all that they need is declared by now
             transport.push([sent(b"%d" % delay_ms, due_ms=now_ms + delay_ms) for delay_ms in delays_ms])
-            assert transport.delayed() >= 1
             for method, _, body in arriving:
                 assert method is not None, f"only {seen} came"
                 seen[body] = transport.clock.now_ms() - now_ms - int(body)
                 if len(seen) == len(delays_ms):
                     break
-        assert all(-1 <= late_ms < 3000 for late_ms in seen.values()), seen
-        wait_until(lambda: transport.delayed() == 0, "the end of all delays")
+        assert all(-1 <= late_ms < LATE_MS for late_ms in seen.values()), seen
+        wait_until(lambda: transport.delayed() == 1, "the end of all delays but the longest")
 
 
 def test_headers_and_priorities_survive_a_delay(rabbitmq_url: str) -> None:
@@ -106,8 +108,9 @@ def test_beyond_the_longest_delay(rabbitmq_url: str) -> None:
 def test_a_message_whose_queue_was_deleted(rabbitmq_url: str) -> None:
     """A delayed message whose queue is gone when it is due is kept, and sent on by a worker that starts."""
     with transport_at(rabbitmq_url) as transport, stranger(rabbitmq_url) as channel:
-        transport.push([sent(b"homeless", due_ms=transport.clock.now_ms() + 100)])
+        transport.push([sent()])
         channel.queue_delete("default")
+        transport.push([sent(b"homeless", due_ms=transport.clock.now_ms() + 100)])  # the queue is not looked for now
         stray = transport.levels.stray
         wait_until(lambda: transport.share.control.ready(stray), "the message becoming a stray")
         assert transport.rescue() == 1
@@ -122,9 +125,12 @@ def test_purging_deletes_what_is_delayed_of_one_queue(rabbitmq_url: str) -> None
     with transport_at(rabbitmq_url) as transport:
         now_ms = transport.clock.now_ms()
         transport.push([sent(b"mine", "mine", due_ms=now_ms + 30 * 24 * 3600 * 1000), sent(b"now", "mine")])
-        transport.push([sent(b"mine", "mine", due_ms=now_ms + 5000), sent(b"other", "other", due_ms=now_ms + 5000)])
+        transport.push([sent(b"mine", "mine", due_ms=now_ms + 3600 * 1000)])
+        until_at_rest(transport, 2)
+        now_ms = transport.clock.now_ms()
+        transport.push([sent(b"other", "other", due_ms=now_ms + 5000)])
         assert transport.purge("mine") == 3
-        assert transport.delayed() == 1
         wait_until(lambda: transport.counts(["other"])["other"].ready, "the other message arriving")
         assert transport.clock.now_ms() - now_ms >= 5000
         assert transport.counts(["mine"])["mine"].ready == 0
+        assert transport.delayed() == 0

@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 
+from greenroom.engines.rabbitmq import control
 from greenroom.engines.rabbitmq.wire import HISTORY_LIMIT, Meta, properties_of, read
 from greenroom.errors import BrokerError
 from greenroom.ports.transport import ErrorText, Incident
-from tests.engines.rabbitmq_kit import sent, stranger, transport_at, wait_until
+from tests.engines.rabbitmq_kit import bodies, sent, stranger, transport_at, wait_until
 
 ERROR = ErrorText("ValueError", "no \u2713 \x00 such thing", "Traceback:\n  ...")
 
@@ -104,6 +105,34 @@ def test_pausing_is_refused(rabbitmq_url: str) -> None:
     """RabbitMQ cannot pause a queue, and the error says what to do instead."""
     with transport_at(rabbitmq_url) as transport, pytest.raises(BrokerError, match="-Q"):
         transport.pause(["default"])
+
+
+def test_a_slow_server_hides_no_letter(rabbitmq_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long the messages of a queue take to come, who looks sees all of them: silence proves nothing."""
+    monkeypatch.setattr(control, "_LULL_S", 0.0)
+    monkeypatch.setattr(control, "_LULL_S", 0.0)
+    monkeypatch.setattr(control, "_QUIET_S", 0.0)
+    with transport_at(rabbitmq_url) as transport:
+        _bury(transport, "a", "b")
+        assert [letter.id for letter in transport.dead("default")] == ["b", "a"]
+        assert transport.move({"a": sent(b"again")}) == 1
+        assert transport.drop(["b"]) == 1
+
+
+def test_a_look_beside_a_worker(rabbitmq_url: str) -> None:
+    """What a worker takes between the count and the look is not waited for."""
+    with transport_at(rabbitmq_url) as transport, stranger(rabbitmq_url) as channel:
+        transport.push([sent(b"1"), sent(b"2"), sent(b"3")])
+        count = transport.share.control.ready
+
+        def ready(queue: str) -> int | None:
+            found = count(queue)
+            channel.basic_get(queue)
+            return found
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(transport.share.control, "ready", ready)
+            assert bodies(transport) == [b"2", b"3"]
 
 
 def test_looking_needs_no_queue(rabbitmq_url: str) -> None:

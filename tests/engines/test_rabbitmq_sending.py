@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import os
+import statistics
 import threading
 import time
-from contextlib import suppress
 from typing import Any
 
 import pytest
 
 from greenroom.engines.rabbitmq.errors import QueueMismatch
 from greenroom.engines.rabbitmq.topology import Layout
-from greenroom.errors import BrokerError, BrokerTimeout, ConnectionFailed, MessageTooLarge
+from greenroom.errors import BrokerTimeout, ConnectionClosed, ConnectionFailed, MessageTooLarge
 from tests.engines.rabbitmq_kit import LAYOUTS, bodies, sent, stranger, transport_at, wait_until
 from tests.services import fresh_vhost
 
@@ -89,14 +89,16 @@ def test_a_single_message_does_not_wait_for_a_bulk(rabbitmq_url: str) -> None:
         thread.start()
         try:
             wait_until(lambda: batches, "the first bulk")
-            before = len(batches)
+            meanwhile = []
             for _ in range(10):
+                before = len(batches)
                 transport.push([sent()])
-            assert transport.counts(["default"])["default"].ready == 11
-            assert len(batches) - before <= 30
+                meanwhile.append(len(batches) - before)
+            assert statistics.median(meanwhile) <= 3
         finally:
             goes_on.set()
             thread.join()
+        assert transport.counts(["default"])["default"].ready == 11
 
 
 def test_sending_starts_no_thread(rabbitmq_url: str) -> None:
@@ -104,7 +106,7 @@ def test_sending_starts_no_thread(rabbitmq_url: str) -> None:
     before = set(threading.enumerate())
     with transport_at(rabbitmq_url) as transport:
         transport.push([sent()])
-        assert {thread for thread in threading.enumerate() if thread.is_alive()} <= before
+        wait_until(lambda: set(threading.enumerate()) <= before, "the end of pika's thread that looks addresses up")
 
 
 def test_a_deleted_queue_is_declared_again(rabbitmq_url: str) -> None:
@@ -119,11 +121,11 @@ def test_a_deleted_queue_is_declared_again(rabbitmq_url: str) -> None:
 def test_deleted_exchanges_are_declared_again(rabbitmq_url: str) -> None:
     """F36: So is what was to be delayed when the exchange of its level is gone."""
     with transport_at(rabbitmq_url) as transport, stranger(rabbitmq_url) as channel:
-        due_ms = transport.clock.now_ms() + 200
-        transport.push([sent(b"1", due_ms=due_ms)])
+        transport.push([sent(b"1", due_ms=transport.clock.now_ms() + 100)])
+        wait_until(lambda: transport.counts(["default"])["default"].ready == 1, "the first message arriving")
         for level in range(6):
             channel.exchange_delete(f"{transport.levels.base}.{level}")
-        transport.push([sent(b"2", due_ms=due_ms + 100)])
+        transport.push([sent(b"2", due_ms=transport.clock.now_ms() + 100)])
         wait_until(lambda: transport.counts(["default"])["default"].ready == 2, "both messages arriving")
 
 
@@ -217,24 +219,26 @@ class _Silent:
 def test_a_server_that_says_nothing() -> None:
     """F22: A server that accepts and then hangs costs the time that was allowed, and nothing was sent. Others who send
     meanwhile do not add their times up."""
-    with _Silent() as url, transport_at(url, publish_timeout_s=0.3) as transport:
+    senders, timeout_s = 30, 0.3
+    with _Silent() as url, transport_at(url, publish_timeout_s=timeout_s) as transport:
         outcomes: list[str] = []
 
         def send() -> None:
-            with suppress(BrokerError):
-                try:
-                    transport.push([sent()])
-                except BrokerTimeout as e:
-                    outcomes.append(e.outcome)
+            try:
+                transport.push([sent()])
+            except BrokerTimeout as e:
+                outcomes.append(e.outcome)
+            except ConnectionFailed:  # who began later learns from who has given up that there is no server
+                outcomes.append("none")
 
-        threads = [threading.Thread(target=send) for _ in range(5)]
+        threads = [threading.Thread(target=send) for _ in range(senders)]
         begun_s = time.monotonic()
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
-        assert time.monotonic() - begun_s < 2.0
-        assert outcomes == ["none"] * 5
+        assert time.monotonic() - begun_s < senders * timeout_s / 2
+        assert outcomes == ["none"] * senders
 
 
 def test_submitting_does_not_wait(rabbitmq_url: str) -> None:
@@ -330,7 +334,7 @@ def test_the_limits_of_a_server(rabbitmq_troubled: Any, request: pytest.FixtureR
     largest = server.ctl("eval", "{ok, M} = application:get_env(rabbit, max_message_size), M.").strip()
     server.ctl("eval", "application:set_env(rabbit, max_message_size, 1000).")
     request.addfinalizer(lambda: server.ctl("eval", f"application:set_env(rabbit, max_message_size, {largest})."))
-    with transport_at(fresh_vhost(server), publish_timeout_s=1.0) as transport:
+    with transport_at(fresh_vhost(server)) as transport:
         transport.push([sent(b"1")])
         with pytest.raises(MessageTooLarge) as refused:
             transport.push([sent(b"x" * 2000)])
@@ -339,20 +343,21 @@ def test_the_limits_of_a_server(rabbitmq_troubled: Any, request: pytest.FixtureR
         assert bodies(transport) == [b"1", b"2"]
         assert transport.publisher._link.epoch == 1
 
+        transport._publish_timeout_s = 1.0
         server.ctl("set_vm_memory_high_watermark", "0")
         # RabbitMQ tells of an alarm when something is sent: what is sent first may have been written by then.
-        outcomes = [_refused(transport) for _ in range(2)]
-        assert outcomes[1].outcome == "none"
-        assert "takes no messages" in str(outcomes[1])
+        wait_until(lambda: _is_refused(transport), "the refusal")
         assert transport.counts(["default"])["default"].ready >= 2
         server.ctl("set_vm_memory_high_watermark", "0.4")
         wait_until(lambda: _sends(transport), "the end of the alarm")
 
 
-def _refused(transport: Any) -> BrokerTimeout:
-    with pytest.raises(BrokerTimeout) as refused:
+def _is_refused(transport: Any) -> bool:
+    try:
         transport.push([sent(b"late")])
-    return refused.value
+    except BrokerTimeout as e:
+        return e.outcome == "none" and "takes no messages" in str(e)
+    return False
 
 
 def _sends(transport: Any) -> bool:
@@ -371,7 +376,7 @@ def test_an_error_of_our_own_is_told(
         transport.push([sent(b"1")])
         with monkeypatch.context() as patch:
             patch.setattr(transport.publisher, "_answered", lambda *_a, **_kw: 1 / 0)
-            with pytest.raises(BrokerError):
+            with pytest.raises(ConnectionClosed, match="ZeroDivisionError"):
                 transport.push([sent(b"2")])
         transport.push([sent(b"3")])
     assert "An error of Greenroom's own ends a connection" in caplog.text

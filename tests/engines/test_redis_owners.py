@@ -16,6 +16,7 @@ import redis
 
 from greenroom.board import Board, Fate
 from greenroom.clock import SYSTEM_CLOCK, Clock
+from greenroom.engines.redis import pulse
 from greenroom.engines.redis.consumer import LOOK_INTERVAL_S, RedisConsumer
 from greenroom.engines.redis.reaper import CHUNK, LONGEST_GAP_S
 from greenroom.engines.redis.run_place import number_of
@@ -164,10 +165,12 @@ def test_an_owner_that_ends_well_leaves_nothing(
 
 def test_a_child_of_a_worker_keeps_nobody_alive(transport: RedisTransport, tmp_path: Path, redis_url: str) -> None:
     """A worker dies while a child that it forked lives on: its messages are given back all the same."""
-    program = RUNS.replace("hear()\n", "if os.fork() == 0:\n    os.close(1)\n    hear()\n    os._exit(0)\nhear()\n", 1)
+    forks = "if os.fork() == 0:\n    os.close(1)\n    hear()\n    os._exit(0)\nsay('forked')\nhear()\n"
+    program = RUNS.replace("hear()\n", forks, 1)
     transport.push(envelopes(b"1", b"2"))
     with other_process(program, tmp_path, redis_url, "0") as other:
         other.hear()
+        assert other.hear() == "forked"
         os.kill(other.pid, signal.SIGKILL)
         assert other.process.wait(10) == -signal.SIGKILL
         assert claimed(consumer_of(transport)) == [(b"1", 1), (b"2", 0)]
@@ -486,8 +489,10 @@ def test_f24_the_server_has_lost_its_data(
     assert settle(consumer, ack(again)).settled
 
 
-def test_the_lease_is_renewed_by_trips(make: Make, server: Any) -> None:
+def test_the_lease_is_renewed_by_trips(make: Make, server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each trip renews the lease, and as long as there are any the ticker sends nothing."""
+    passed = ManualClock()
+    monkeypatch.setattr(pulse, "SYSTEM_CLOCK", passed)
     transport = make(clock=SYSTEM_CLOCK)
     consumer = consumer_of(transport)
     before = server.zscore(P + "leases", consumer.owner_id)
@@ -495,6 +500,8 @@ def test_the_lease_is_renewed_by_trips(make: Make, server: Any) -> None:
     consumer.exchange((), 0)
     assert server.zscore(P + "leases", consumer.owner_id) > before
     for _ in range(3):
+        passed.advance_ms(LEASE_MS // 3 - 1)
+        consumer.exchange((), 0)
         consumer.extend()
     assert consumer._owner._pulse._thread is None
 

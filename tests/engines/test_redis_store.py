@@ -42,6 +42,8 @@ from greenroom.testing.contract.kit import (
     settle,
 )
 from greenroom.testing.contract.store_kit import do
+from scripts.servers import Redis
+from tests.proxy import Proxy
 from tests.runtime.cli_kit import wait_until
 
 NAMESPACE = "shop"
@@ -268,6 +270,23 @@ def test_a_lost_connection_tells_all(redis_url: str, store: RedisStore) -> None:
         told.clear()
         do(store, Put("a", b"1"))
         assert told.wait(DEADLINE_S)
+
+
+def test_who_is_told_is_watching_again(redis_url: str, redis_shared: Redis, store: RedisStore) -> None:
+    """After a lost connection a watch is told when the server knows of it once more, not earlier: who looks then, and
+    finds nothing new, misses nothing that comes later, however far away the server is."""
+    told = threading.Event()
+    with Proxy(redis_shared.port) as proxy:
+        far = store_at(proxy.url(redis_url))
+        with far.watch(["a"], told.set):
+            told.clear()
+            proxy.delay(100)
+            proxy.reset()
+            assert told.wait(DEADLINE_S)
+            told.clear()
+            do(store, Put("a", b"1"))
+            assert told.wait(DEADLINE_S)
+        far.close()
 
 
 def test_a_server_that_is_away(start_redis: Callable[..., Any]) -> None:

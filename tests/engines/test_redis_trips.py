@@ -16,6 +16,7 @@ from greenroom.engines.redis import trip as trip_module
 from greenroom.engines.redis.connection import Connection, Connector
 from greenroom.engines.redis.consumer import RedisConsumer
 from greenroom.engines.redis.errors import Unsent
+from greenroom.engines.redis.share import Replicas
 from greenroom.engines.redis.transport import RedisTransport
 from greenroom.errors import BrokerError, BrokerFull, BrokerReadOnly, BrokerTimeout, ConnectionClosed, ConnectionFailed
 from greenroom.names import new_storage_id
@@ -38,7 +39,7 @@ from greenroom.testing.contract.kit import (
     settle,
 )
 from scripts.servers import Redis
-from tests.runtime.cli_kit import wait_until
+from tests.runtime.cli_kit import PATIENCE_S, wait_until
 
 Make = Callable[..., RedisTransport]
 
@@ -233,9 +234,9 @@ def test_no_memory_left(redis_server: Redis, make: Make) -> None:
     assert drain(consumer) == [b"9"]
 
 
-def test_a_replica_refuses(redis_server: Redis, start_redis: Callable[..., Redis], make: Make) -> None:
+def test_a_replica_refuses(start_redis: Callable[..., Redis], make: Make) -> None:
     """What is sent to a replica is refused with its own error, and so is a trip."""
-    replica = start_redis(replicaof=f"127.0.0.1 {redis_server.port}")
+    replica = start_redis(replicaof="127.0.0.1 1")  # where nobody is: it never has data to load
     transport = make(replica.url)
     with pytest.raises(BrokerReadOnly):
         transport.push(envelopes(b"1"))
@@ -282,9 +283,10 @@ def test_a_wrong_password(redis_server: Redis, make: Make) -> None:
 def test_an_answer_that_does_not_come(redis_server: Redis, make: Make) -> None:
     """When a server does not answer, a sender is told in time that it is not known whether the message is kept. Pushed
     again under its id, it is there once."""
-    transport, other = make(redis_server.url, timeout_s=0.3), make(redis_server.url, timeout_s=0.3)
-    transport.push(envelopes(b"before"))
-    other.push(envelopes(b"before"))
+    transport, other = make(redis_server.url), make(redis_server.url)
+    for sender in (transport, other):
+        sender.push(envelopes(b"before"))
+        sender.share.free._free[-1]._raw._sock.settimeout(0.3)  # the connection of now has less patience
     one, many = envelopes(b"1"), envelopes(b"2", b"3")
     redis_server.pause()
     try:
@@ -313,7 +315,7 @@ def test_a_repeated_push_beside_new_messages(transport: RedisTransport) -> None:
 def test_replicas_that_must_have_it(start_redis: Callable[..., Redis], make: Make) -> None:
     """With ``wait_replicas`` a push returns once so many have it, and says if they do not; the server keeps it."""
     redis_server = start_redis(repl_diskless_sync_delay=0)
-    transport = make(redis_server.url, wait_replicas=1, wait_timeout_ms=100)
+    transport = make(redis_server.url, wait_replicas=1, wait_timeout_ms=100, timeout_s=2 * PATIENCE_S)
     for batch in (envelopes(b"1"), envelopes(b"2", b"3")):
         with pytest.raises(BrokerTimeout, match="0 of 1"):
             transport.push(batch)
@@ -322,8 +324,8 @@ def test_replicas_that_must_have_it(start_redis: Callable[..., Redis], make: Mak
     with pytest.raises(BrokerTimeout, match="0 of 1"):
         consumer.exchange([ack(one, envelope(b"4"))], 0)
     start_redis(replicaof=f"127.0.0.1 {redis_server.port}")
-    patient = make(redis_server.url, wait_replicas=1, wait_timeout_ms=10_000)
-    patient.push(envelopes(b"5"))
+    transport.share.replicas = Replicas(1, int(PATIENCE_S * 1000))
+    transport.push(envelopes(b"5"))
     assert settle(consumer, ack(one, envelope(b"4"))).settled
     assert drain(consumer) == [b"2", b"3", b"4", b"5"]
 

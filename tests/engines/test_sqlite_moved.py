@@ -263,7 +263,7 @@ def test_f54_nobody_opens_it_before_all_have_noticed(
     transport: SqliteTransport, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whoever notices first waits for the others: what they wrote into the lost log meanwhile is saved, too."""
-    monkeypatch.setattr(queue_file, "GRACE_S", 4.0)
+    monkeypatch.setattr(queue_file, "GRACE_S", 60.0)  # until it is said to be over, below
     with other_process(SENDS, path) as other:
         assert other.hear() == "sent"
         path.with_name(f"{path.name}-wal").unlink()

@@ -41,11 +41,13 @@ def test_without_preloading(tmp_path: Path) -> None:
     """Each of four workers loads the application, and sends while it does."""
     write_program(tmp_path, "send(-os.getpid())\n", WSGI)
     with serve(tmp_path, *COMMAND, listens=LISTENS) as server:
+        wait_until(lambda: len(server.children()) == 4, "four workers run")
+        loaded = once(-pid for pid in server.children())
+        wait_until(lambda: stored(tmp_path) == loaded, "each has loaded the application")
         answers = server.ask(REQUESTS)
-        workers = server.children()
         server.stop()
     assert answers.errors == {}
-    assert stored(tmp_path) == once({*REQUESTS, *(-pid for pid in workers)})
+    assert stored(tmp_path) == once(REQUESTS) + loaded
 
 
 def test_workers_are_recycled(tmp_path: Path) -> None:

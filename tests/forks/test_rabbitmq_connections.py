@@ -93,6 +93,7 @@ def test_a_worker_process_has_three_connections_at_the_most(
         broker.enqueue_many(Message("default", "lead", (name,), {}, {}) for name in [*range(100), "last"])
     with program.start("worker", "app", "-p", "2", "-t", "8") as running:
         program.wait_for_mark("last")
+        running.wait_until_ready()  # both, for one alone may have done all of it
         found = connections(rabbitmq_shared, rabbitmq_url)
         program.let_go("seen")
         running.stop()

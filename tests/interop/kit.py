@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 
 import redis
@@ -97,8 +98,14 @@ class Process:
         wait_until(lambda: "Worker process is ready" in self.text, "the worker is ready")
         return self
 
-    def pids(self) -> set[int]:
-        """Itself and its children."""
+    def kill(self) -> set[int]:
+        """Kills it and its children, and returns who they were. Those that have been stopped start no others."""
+        os.killpg(self.popen.pid, signal.SIGSTOP)
+        pids = self._pids()
+        self.end(signal.SIGKILL)
+        return pids
+
+    def _pids(self) -> set[int]:
         pid = self.popen.pid
         return {pid, *map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())}
 
@@ -119,6 +126,7 @@ class Fleet:
     folder: Path
     url: str
     processes: list[Process] = field(default_factory=list)
+    numbers: Iterator[int] = field(default_factory=count)
 
     def write(self, *, wire: bool = False, actors: str = ACTORS) -> Fleet:
         """Writes the program: ``theirs.py`` and ``ours.py``."""
@@ -143,7 +151,7 @@ class Fleet:
         return process.text
 
     def _spawn(self, arguments: list[str]) -> Process:
-        log = self.folder / f"log-{len(self.processes)}"
+        log = self.folder / f"log-{next(self.numbers)}"  # threads of a test may be here at the same time
         with log.open("wb") as file:
             popen = subprocess.Popen(
                 [sys.executable, *arguments],
@@ -153,8 +161,9 @@ class Fleet:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        self.processes.append(Process(popen, log))
-        return self.processes[-1]
+        process = Process(popen, log)
+        self.processes.append(process)
+        return process
 
     # --- what has happened
 
@@ -183,6 +192,24 @@ class Fleet:
     def wait_for(self, names: set[str]) -> None:
         """Waits until all of these have run."""
         wait_until(lambda: names <= self.by_name().keys(), "all have run")
+
+    def wait_for_both(self) -> None:
+        """Sends until workers of both libraries have run something: one that is ready may be slow to begin."""
+        more = count()
+
+        def have_both() -> bool:
+            if {run.library for run in self.runs()} == {"dramatiq", "greenroom"}:
+                return True
+            self.send("theirs", f"for i in range(20): run.send(f'more-{next(more)}-{{i}}', 0.03)")
+            return False
+
+        wait_until(have_both, "workers of both libraries have run something", step_s=0.1)
+
+    def wait_for_retries(self) -> None:
+        """Waits until what fails has run twice. What is delayed may be nowhere for a moment when it is due."""
+        wait_until(
+            lambda: all(len(self.by_name()[name]) >= 2 for name in ("again", "dead")), "what has failed runs again"
+        )
 
     def is_settled(self) -> bool:
         """Whether nothing waits, is delayed or is held at this moment, in either layout."""

@@ -69,8 +69,19 @@ class RabbitmqFleet(Fleet):
                 found.append(got[1:])
         return found
 
+    def wait_until_waiting(self, count: int) -> None:
+        """Waits until so many messages are ready: the server has noticed that their worker is dead."""
+        with self.channel() as channel:
+            wait_until(
+                lambda: channel.queue_declare("default", passive=True).method.message_count == count,
+                f"{count} messages wait",
+            )
+
     def is_settled(self) -> bool:
         """Whether nothing waits, is delayed or is held."""
+        with self.channel() as channel:  # at first what is asked for fast
+            if any(channel.queue_declare(queue, passive=True).method.message_count for queue in QUEUES):
+                return False
         vhost = self.broker_url.rpartition("/")[2]
         lines = self.server.ctl("list_queues", "-p", vhost, "name", "messages", "--no-table-headers").splitlines()
         counts = dict(line.split() for line in lines)

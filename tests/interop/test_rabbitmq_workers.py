@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import signal
+from typing import Any
 
 import pytest
 
 from tests.interop.rabbitmq_kit import RabbitmqFleet
 from tests.interop.test_redis_workers import NAMES, RESULTS, SEND_ALL
+from tests.runtime.cli_kit import wait_until
 
 
 def _check_runs(fleet: RabbitmqFleet, library: str) -> None:
     fleet.wait_for(NAMES)
+    fleet.wait_for_retries()
     fleet.wait_until_settled()
     runs = fleet.by_name()
     assert {run.library for some in runs.values() for run in some} == {library}
     assert {name: len(some) for name, some in runs.items() if len(some) > 1} == {"again": 2, "dead": 2}
-    ((_properties, body),) = fleet.dead()
+    letters: list[Any] = []
+    wait_until(lambda: letters.extend(fleet.dead()) or letters, "the dead letter is there", step_s=0.1)
+    ((_properties, body),) = letters
     assert b'"dead"' in body
 
 
@@ -74,6 +79,7 @@ def test_a_backlog_of_dramatiqs_is_found(rabbitmq_fleet: RabbitmqFleet) -> None:
     fleet.send("theirs", "run.send('half done', 60)")
     fleet.wait_for({"half done"})
     worker.end(signal.SIGKILL)
+    fleet.wait_until_waiting(1)
     fleet.send(
         "theirs",
         "for i in range(30): run.send(f'waits-{i}')\nrun.send_with_options(args=('late',), delay=1000)\n"
@@ -98,7 +104,7 @@ def test_a_dramatiq_worker_beside_ours_is_unharmed(rabbitmq_fleet: RabbitmqFleet
     fleet.send("theirs", "for i in range(100): run.send(f'both-{i}', 0.03)")
     fleet.send("ours", "for i in range(100): run.send(f'ours too-{i}', 0.03)")
     fleet.wait_for({f"both-{i}" for i in range(100)} | {f"ours too-{i}" for i in range(100)})
-    assert {run.library for run in fleet.runs()} == {"dramatiq", "greenroom"}
+    fleet.wait_for_both()
     ours.end(signal.SIGTERM)
     fleet.send("ours", "for i in range(20): run.send(f'theirs-{i}')")
     fleet.wait_for({f"theirs-{i}" for i in range(20)})

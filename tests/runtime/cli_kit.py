@@ -50,11 +50,14 @@ IN_A_FILE = 'SqliteBroker(HERE / "queue.db")'
 def wait_until(
     condition: Callable[[], object], what: str, patience_s: float = PATIENCE_S, step_s: float = 0.005
 ) -> None:
-    """Returns once the condition holds; fails the test if it does not in time."""
+    """Returns once the condition holds; fails the test if it does not in time. The last look begins when the time is
+    over, however late this process gets to run."""
     deadline = time.monotonic() + patience_s
+    is_over = False
     while not condition():
-        assert time.monotonic() < deadline, f"waited {patience_s} s in vain until {what}"
+        assert not is_over, f"waited {patience_s} s in vain until {what}"
         threading.Event().wait(step_s)
+        is_over = time.monotonic() >= deadline
 
 
 @dataclass

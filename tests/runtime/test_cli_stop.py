@@ -22,6 +22,16 @@ from tests.runtime.cli_kit import Program, is_running, wait_until
 from tests.runtime.engine_kit import ENGINES, url_of
 
 ACTORS = """
+from greenroom.middleware import Shutdown
+
+@greenroom.actor(max_retries=0, notify_shutdown=True)
+def wait_for_shutdown():
+    try:
+        mark("waits")
+        wait_for("never")
+    except Shutdown:
+        mark("told")
+
 @greenroom.actor(max_retries=0)
 def work(name):
     mark(f"{name}-started")
@@ -57,7 +67,7 @@ def leave_orphans(number):
     import subprocess, time
     subprocess.run(["sh", "-c", f"for i in $(seq {number}); do (sleep 0.5 &); done"], check=True)
     assert int(pathlib.Path("/proc/loadavg").read_text().split()[-1]) >= number  # the pid that was given last
-    deadline = time.monotonic() + 6
+    deadline = time.monotonic() + 25
     while len(list(pathlib.Path("/proc").glob("[1-9]*"))) > 6:  # those that sleep, and those that wait to be reaped
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -81,13 +91,16 @@ on_each_engine = pytest.mark.parametrize("program", ENGINES, indirect=True)
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT])
 def test_running_tasks_finish(program: Program, number: signal.Signals) -> None:
-    """A signal to stop lets what runs finish, starts nothing new, and ends with 0."""
+    """A signal to stop lets what runs finish, starts nothing new, also on a thread that is free, and ends with 0."""
     program.send("work", "a")
-    with program.start("worker", "app", "-p", "1", "-t", "1") as running:
+    program.send("wait_for_shutdown")
+    with program.start("worker", "app", "-p", "1", "-t", "2") as running:
         program.wait_for_mark("a-started")
+        program.wait_for_mark("waits")
         running.wait_until_ready()
         running.process.send_signal(number)
         running.wait_for_text("Stopping worker process")
+        program.wait_for_mark("told")  # by a worker that claims nothing any more
         program.send("work", "b")
         program.let_go("a-go")
         assert running.wait() == 0

@@ -25,9 +25,9 @@ def note(name):
         file.write(f"{os.getpid()}\\n")
 
 def serve():
-    note("serve")
-    print("serving")
     try:
+        note("serve")
+        print("serving")
         threading.Event().wait(60)
     finally:
         note("tidied")
@@ -119,7 +119,15 @@ def test_several_of_them(program: Beside) -> None:
 def test_one_that_fails_is_started_again(program: Beside, name: str, code: int) -> None:
     """One that raises, or returns something else than 0, gets a successor, each later than the one before; the workers
     are not bothered."""
-    with program.start("worker", "app", "-p", "1", "-f", f"beside:{name}") as running:
+    patient = """
+import sys
+from greenroom import __main__
+from greenroom.core import respawn
+
+respawn.SOUND_AFTER_S = 3600.0  # one that took long to fail, on a busy machine, is none that was sound
+sys.exit(__main__.main())
+"""
+    with program.start("worker", "app", "-p", "1", "-f", f"beside:{name}", code=patient) as running:
         assert len(program.wait_for_runs(name, 3)) == 3
         running.wait_for_text("ended with code 0")
         waits = re.findall(rf"ended with code {code}\. It starts again in (\d\.\d) s", running.text)

@@ -49,8 +49,8 @@ def endless(name):
 
 @greenroom.actor(max_retries=0, notify_shutdown=True)
 def told(name):
-    mark(f"{name}-started")
     try:
+        mark(f"{name}-started")
         a, b = socket.socketpair()
         a.recv(1)
     except Shutdown:
@@ -91,6 +91,7 @@ def test_250_sleep_at_once(program: Program) -> None:
     program.send("invite", 250)
     with program.start("app", "-p", "1", "-t", "250", module="greenroom_gevent") as running:
         program.wait_for_mark("met")
+        running.wait_until_ready()
         wait_until(lambda: program.ready("default") == 0, "all were claimed")
         assert len(os.listdir(f"/proc/{running.workers()[0]}/task")) < 20
         running.stop()

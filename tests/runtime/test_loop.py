@@ -75,7 +75,7 @@ def test_they_run_at_the_same_time(make: MakeBroker) -> None:
     started_s = time.monotonic()
     with working(broker):
         wait_until(lambda: len(done) == 100, "all have run")
-        assert time.monotonic() - started_s < 2
+        assert time.monotonic() - started_s < 5
 
 
 def test_no_more_than_the_concurrency_and_no_threads(make: MakeBroker) -> None:

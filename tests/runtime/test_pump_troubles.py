@@ -30,7 +30,16 @@ from greenroom.ports.transport import Settlement
 from greenroom.runtime import trips
 from tests.runtime.async_kit import AsyncGate
 from tests.runtime.cli_kit import wait_until
-from tests.runtime.worker_kit import ENGINES, EngineTestBroker, Gate, Troubled, collector, make_broker, working
+from tests.runtime.worker_kit import (
+    ENGINES,
+    EngineTestBroker,
+    Gate,
+    Troubled,
+    collector,
+    make_broker,
+    wait_for_orders,
+    working,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -248,6 +257,7 @@ def test_what_has_not_started_is_let_go(monkeypatch: pytest.MonkeyPatch, capped:
         wait_until(lambda: broker.counts() == Counts(claimed=11), "it has claimed ahead")
         consumer: Any = slow._pump.consumer if slow._pump else None
         slow.pause()
+        wait_for_orders(slow)
         consumer.abandon()
         first.open()
         wait_until(lambda: slow.stale_leases == 1, "it has learnt that it was taken for dead")
@@ -469,8 +479,8 @@ def test_how_many_have_finished(trouble: Troubled) -> None:
     assert worker.finished == 0
     work.send_many((n,) for n in range(100))
     with working(broker, 2) as worker:
-        broker.wait_until_empty()
-        assert worker.finished == 110
+        wait_until(lambda: worker.finished == 110, "all are counted")
+    assert worker.finished == 110
 
 
 def test_verdicts_of_one_trip(trouble: Troubled) -> None:

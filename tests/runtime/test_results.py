@@ -33,7 +33,7 @@ from greenroom.results.backends import RedisBackend, SqliteBackend, StoreBackend
 from greenroom.runtime import store_writer
 from greenroom.testing.inline import InlineBroker
 from tests.runtime.cli_kit import wait_until
-from tests.runtime.worker_kit import ENGINES, EngineTestBroker, Gate, Troubled, make_broker, working
+from tests.runtime.worker_kit import ENGINES, EngineTestBroker, Gate, Troubled, make_broker, wait_for_orders, working
 
 
 class Mine(ResultBackend):
@@ -294,17 +294,17 @@ def test_a_result_is_dropped_with_a_lost_lease(broker: EngineTestBroker, tmp_pat
     message = actor(lambda: (gate(1), "late")[1], broker=broker, actor_name="work").send()
     with working(broker) as worker:
         gate.wait_for(1)
+        worker.pause()  # it shall not run the message itself
+        wait_for_orders(worker)
         if (tmp_path / "q.db").exists():
             with sqlite3.connect(tmp_path / "q.db") as connection:
                 connection.execute("update message set lease = lease + 1000000")
             connection.close()
         elif isinstance(broker.transport, RedisTransport):
             share = broker.transport.share
-            worker.pause()
             share.call("ZADD", share.keys.leases, 0, worker._pump.consumer._owner.id)
         else:
             worker._pump.consumer.abandon()
-            worker.pause()
         gate.open()
         wait_until(lambda: worker.stale_leases, "the settlement came too late")
     with pytest.raises(ResultPending):

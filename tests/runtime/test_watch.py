@@ -127,6 +127,7 @@ def test_code_that_cannot_be_imported_changes_nothing(program: Program) -> None:
         program.wait_for_mark("still-1")
         change(program, old="VERSION = (", new="VERSION = 3")
         running.wait_for_text("All worker processes run the code of now")
+        wait_until(lambda: not any(map(is_running, old)), "the old workers have ended")
         program.send("leave", "again")
         program.wait_for_mark("again-3")
         running.stop()
@@ -153,7 +154,8 @@ def test_scratch_files_and_others_do_not_count(program: Program) -> None:
         for name in (".git", "__pycache__", ".venv", "node_modules"):
             (folder / name).mkdir()
             (folder / name / "x.py").write_text("x")
-        (folder / "settings.toml").write_text("x")
+        (folder / "settings").write_text("x")
+        (folder / "settings").rename(folder / "settings.toml")  # one change, and not a file that is made, then written
         running.wait_for_text(r"Reloading the worker processes: settings\.toml changed\.")
         running.wait_for_text("All worker processes run the code of now")
         assert running.count("Reloading") == 1

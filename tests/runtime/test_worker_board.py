@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -272,11 +273,12 @@ def test_the_lease_is_renewed(make: MakeBroker) -> None:
 
     broker.transport.consumer = consumer
     block.send(1)
+    started_s = time.monotonic()
     with working(broker):
         gate.wait_for(1)
         wait_until(lambda: len(renewed) >= 2, "it is renewed")
         assert set(renewed) == {"ticker"}
-        assert len(renewed) <= 3
+        assert len(renewed) <= 1 + time.monotonic() - started_s
         gate.open()
         broker.wait_until_empty()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import pytest
 from greenroom import actor
 from greenroom.testing.clock import ManualClock
 from tests.runtime.cli_kit import wait_until
-from tests.runtime.worker_kit import ENGINES, EngineTestBroker, Gate, collector, make_broker, working
+from tests.runtime.worker_kit import ENGINES, EngineTestBroker, Gate, collector, make_broker, wait_for_orders, working
 
 
 @pytest.fixture
@@ -68,10 +67,7 @@ def test_priorities_within_what_was_claimed(broker: EngineTestBroker) -> None:
         usual.send("usual")
         urgent.send("urgent")
         wait_until(lambda: broker.counts().claimed == 3, "all are claimed")
-        handed_over = threading.Event()
-        assert worker._pump is not None
-        worker._pump.order(handed_over.set)  # between two trips
-        assert handed_over.wait(10)
+        wait_for_orders(worker)  # between two trips: all are handed over
         gate.open()
         broker.wait_until_empty()
     assert notes == ["urgent", "usual"]
@@ -144,6 +140,7 @@ def test_pause_and_resume(broker: EngineTestBroker) -> None:
         block.send()
         gate.wait_for(None)
         worker.pause()
+        wait_for_orders(worker)
         collect.send(1)
         gate.open()
         wait_until(lambda: broker.counts().claimed == 0, "what ran is settled")

@@ -18,13 +18,14 @@ from tests.runtime.worker_kit import collector
 @pytest.fixture
 def broker(tmp_path: Path) -> Any:
     broker = SqliteBroker(tmp_path / "queue.db")
+    broker.threads_before = set(threading.enumerate())
     yield broker
     broker.close()
 
 
-def left_over(broker: SqliteBroker) -> tuple[int, list[str]]:
-    """Consumers that are still there, and threads of workers."""
-    names = [t.name for t in threading.enumerate() if t.name.startswith(("worker", "pump", "ticker", "hooks"))]
+def left_over(broker: Any) -> tuple[int, list[str]]:
+    """Consumers that are still there, and threads that were not there before."""
+    names = [thread.name for thread in set(threading.enumerate()) - broker.threads_before]
     return len(broker.transport.share.consumers), names
 
 

@@ -104,6 +104,14 @@ def working(broker: Any, threads: int = 1, *, timeout_ms: int = 20_000, **option
         worker.stop(timeout_ms)
 
 
+def wait_for_orders(worker: Worker) -> None:
+    """Until the pump has done what it was told so far, such as to pause: until then it may go on as before."""
+    followed = threading.Event()
+    assert worker._pump is not None
+    worker._pump.order(followed.set)
+    assert followed.wait(30), "the pump does not follow its orders"
+
+
 def collector(broker: Any, name: str = "collect", **options: Any) -> tuple[Actor[..., Any], list[Any]]:
     """An actor that notes its argument, and its notes."""
     notes: list[Any] = []

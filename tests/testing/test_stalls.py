@@ -161,13 +161,15 @@ def test_the_retries_so_far_are_counted(steered: StubBroker, clock: ManualClock)
 @pytest.mark.usefixtures("worker")
 def test_what_runs_is_waited_for(broker: StubBroker) -> None:
     """While an actor runs, join waits for it until the timeout, which names it."""
-    go_on = threading.Event()
+    started, go_on = threading.Event(), threading.Event()
 
     @greenroom.actor
     def slow(x: int) -> None:
+        started.set()
         assert go_on.wait(DEADLINE_S)
 
     slow.send(1)
+    assert started.wait(DEADLINE_S)
     with pytest.raises(QueueJoinTimeout, match=r"1 running. Running: slow\(1\)\.") as caught:
         broker.join("default", timeout=50)
     assert not isinstance(caught.value, QueueStalled)

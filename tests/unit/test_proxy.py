@@ -114,10 +114,10 @@ def test_delay(client: socket.socket, proxy: Proxy) -> None:
     """Each way takes its time; what is sent together arrives together, not one after the other."""
     proxy.delay(20, 30)
     began_s = time.monotonic()
-    for number in range(10):
-        client.sendall(b"%d" % number)
-    assert read(client, 10) == b"0123456789"
-    assert 0.05 <= time.monotonic() - began_s < 0.2
+    for number in range(100):
+        client.sendall(b"%02d" % number)
+    assert read(client, 200) == b"".join(b"%02d" % number for number in range(100))
+    assert 0.05 <= time.monotonic() - began_s < 100 * 0.05 / 2
 
 
 def test_rate(client: socket.socket, proxy: Proxy) -> None:
@@ -246,4 +246,5 @@ def test_in_a_process_of_its_own(echo: Echo) -> None:
             assert ask(client, b"x") == b"x"
             durations.append(time.monotonic() - began_s)
         client.shutdown(socket.SHUT_RDWR)
-    assert 0.010 <= sorted(durations)[10] < 0.1
+    assert min(durations) >= 0.010
+    assert sorted(durations)[5] < 0.1  # the machine may be busy with others

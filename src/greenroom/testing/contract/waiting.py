@@ -94,11 +94,12 @@ class WaitingContract(TransportKit):
         if not live.features.delay:
             pytest.skip("the engine knows no delays")
         _needs_wakes(live)
-        due_ms = SYSTEM_CLOCK.now_ms() + 200
-        live.push([envelope(b"1", due_ms=due_ms)])
         consumer = consumer_of(live)
         assert not consumer.exchange((), MAX_TRIP).deliveries
-        assert _first_news(consumer) == [b"1"]
+        due_ms = SYSTEM_CLOCK.now_ms() + 200
+        live.push([envelope(b"1", due_ms=due_ms)])
+        # On a busy machine it may be due before there is anything to wait for.
+        assert (bodies(consumer.exchange((), MAX_TRIP).deliveries) or _first_news(consumer)) == [b"1"]
         assert SYSTEM_CLOCK.now_ms() >= due_ms
 
     def test_a_push_with_an_earlier_due_time_counts(self, live: Transport) -> None:
