@@ -125,7 +125,7 @@ class RabbitMQContainer(Container, RabbitMQ):
     def choose_ports(self) -> None:
         self.port = free_port()
 
-    def ctl(self, *words: str, program: str = "rabbitmqctl", timeout_s: float = 60.0) -> str:
+    def ctl(self, *words: str, program: str = "rabbitmqctl", timeout_s: float = 120.0) -> str:
         return self.compose("exec", "-T", "rabbitmq", program, "--quiet", *words)
 
 

@@ -190,8 +190,8 @@ class RabbitMQ(Server):
     def answers(self) -> bool:
         return ask(self.port, b"AMQP\x00\x00\x09\x01", 7)[:1] == b"\x01"
 
-    def ctl(self, *words: str, program: str = "rabbitmqctl", timeout_s: float = 60.0) -> str:
-        """What ``rabbitmqctl`` (or another program of RabbitMQ's) says. Takes a second or two.
+    def ctl(self, *words: str, program: str = "rabbitmqctl", timeout_s: float = 120.0) -> str:
+        """What ``rabbitmqctl`` (or another program of RabbitMQ's) says. Takes a second or two of a processor's time.
 
         Raises:
           ServerFailed: It failed.
