@@ -388,14 +388,16 @@ class Authority:
         self.folder = folder
         self.certificate = folder / "ca.crt"
         self._openssl("req", "-x509", "-newkey", *EC, "-nodes", "-keyout", "ca.key", "-out", "ca.crt",
-                      "-days", "2", "-subj", "/CN=authority")  # fmt: skip
+                      "-days", "2", "-subj", "/CN=authority",
+                      "-addext", "keyUsage=critical,keyCertSign,cRLSign")  # fmt: skip
 
     def _openssl(self, *words: str) -> None:
         subprocess.run(["openssl", *words], cwd=self.folder, check=True, capture_output=True, timeout=60)
 
     def issue(self, name: str, host: str, days: int = 2) -> dict[str, Path]:
         """A certificate for a host, as settings of a server."""
-        (self.folder / f"{name}.txt").write_text(f"subjectAltName={host}\n")
+        # Since Python 3.13 a chain has to be complete in what it says.
+        (self.folder / f"{name}.txt").write_text(f"subjectAltName={host}\nauthorityKeyIdentifier=keyid\n")
         self._openssl("req", "-newkey", *EC, "-nodes", "-keyout", f"{name}.key", "-out", f"{name}.csr",
                       "-subj", "/CN=server")  # fmt: skip
         self._openssl("x509", "-req", "-in", f"{name}.csr", "-CA", "ca.crt", "-CAkey", "ca.key", "-CAcreateserial",

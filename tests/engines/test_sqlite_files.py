@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import sqlite3
 import stat
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -340,3 +342,24 @@ def test_too_large_a_body_changes_nothing(tmp_path: Path) -> None:
         transport.push(envelopes(b"1", b"x" * 11))
     assert transport.counts() == {}
     transport.close()
+
+
+def test_a_broker_that_nobody_closes(tmp_path: Path) -> None:
+    """Most programs never close their broker. Python says nothing of it, also where it warns of all that was left
+    open."""
+    code = """
+import gc, sys
+from greenroom.brokers.sqlite import SqliteBroker
+from greenroom import Message
+for _ in range(2):
+    broker = SqliteBroker(sys.argv[1])
+    broker.declare_queue("default")
+    broker.enqueue(Message("default", "actor", (), {}, {}))
+    if _ == 0:
+        del broker
+        gc.collect()
+"""
+    command = [sys.executable, "-X", "dev", "-W", "error", "-c", code, str(tmp_path / "q.db")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    assert done.stderr == ""
+    assert query(tmp_path / "q.db", "select count(*) from message") == [(2,)]

@@ -69,7 +69,11 @@ class ProcessShare:
         self.bell.close()
 
     def __del__(self) -> None:
-        if self._opened_in not in (0, os.getpid()) and self.database.is_open:
+        if not self._opened_in or not self.database.is_open:
+            return
+        if self._opened_in == os.getpid():
+            self.database.close()  # nobody closed the broker, and nobody can any more
+        else:
             close_inherited([self.database])  # it became garbage in a child that had not noticed the fork
 
     def tell(self, writes: Writes) -> None:
