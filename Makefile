@@ -53,7 +53,7 @@ bench: ## Run the benchmarks, each against a peer on the same engine (CASE=drain
 MINUTES ?= 20
 SEED ?= 1
 ENGINE ?= sqlite
-soak: ## Kill, stall and reload workers for MINUTES=20, storms counted from SEED=1, on ENGINE=sqlite, and check every promise
+soak: ## Kill, stall and reload workers for MINUTES=20, on ENGINE=sqlite, redis or rabbitmq, storms counted from SEED=1
 	$(dev)
 	@$(bin)/python -m tests.chaos.storm --minutes "$(MINUTES)" --seed "$(SEED)" --engine "$(ENGINE)"
 
