@@ -33,7 +33,8 @@ class Process(NamedTuple):
     started: str | None
 
     def is_running(self) -> bool:
-        """Whether it runs; one that merely waits to be reaped does not."""
+        """Whether it runs; one that merely waits to be reaped does not. One of whose threads some still end does: its
+        ports are open until the last has ended."""
         with suppress(ChildProcessError):
             os.waitpid(self.pid, os.WNOHANG)
         try:
@@ -41,7 +42,7 @@ class Process(NamedTuple):
         except (ProcessLookupError, PermissionError):
             return False
         state, started = stat_of(self.pid)
-        return state != "Z" and started == self.started
+        return started == self.started and (state != "Z" or _has_threads(self.pid))
 
     def signal(self, number: int) -> None:
         """Sends a signal, if it runs."""
@@ -52,6 +53,14 @@ class Process(NamedTuple):
     def wait(self, timeout_s: float) -> bool:
         """Waits for its end; False if that did not come in time."""
         return wait_for(lambda: not self.is_running(), timeout_s)
+
+
+def _has_threads(pid: int) -> bool:
+    """Whether others than the first thread are left."""
+    try:
+        return len(os.listdir(f"/proc/{pid}/task")) > 1
+    except OSError:
+        return False
 
 
 def stat_of(pid: int) -> tuple[str, str | None]:

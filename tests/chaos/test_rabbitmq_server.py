@@ -100,8 +100,8 @@ def test_f23_f31_the_server_is_restarted_and_comes_later(
     tmp_path: Path, rabbitmq_troubled: RabbitMQ, url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """F23: the server is stopped under load. Nothing is lost, and only what was held may run again.
-    F31: While it is away sending fails at once, as not connected, and a worker that starts waits for it. Both go on by
-    themselves when it is there."""
+    F31: While it is away sending fails at once, as not connected, and so does the start of a worker. Workers that run
+    go on by themselves when it is there."""
     server = rabbitmq_troubled
     broker, late = build(tmp_path, url), build(tmp_path, url)
     with working(broker), Sender(tmp_path, broker) as sender:
@@ -114,9 +114,11 @@ def test_f23_f31_the_server_is_restarted_and_comes_later(
         with pytest.raises(ConnectionFailed):
             late.actors["plain"].send("too soon")
         assert time.monotonic() - began_s < TIMEOUT_MS / 1000 + 1
+        with pytest.raises(ConnectionFailed), working(late, 1):
+            pass
+        wait_until(lambda: "trying again" in caplog.text, "a worker says that it waits")
+        server.start()
         with working(late, 1):
-            wait_until(lambda: "trying again" in caplog.text, "the worker says that it waits")
-            server.start()
             sender.wait_for_more(LOAD)
             sender.stop()
             wait_until_done(tmp_path, broker)

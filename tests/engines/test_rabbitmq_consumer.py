@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pika
 import pytest
@@ -51,7 +52,9 @@ from greenroom.testing.contract.kit import (
     retry,
     settle,
 )
+from scripts.servers import RabbitMQ
 from tests.engines.rabbitmq_kit import patient_trips, until_taken_back, wait_until
+from tests.proxy import Proxy
 
 QUEUE = "default"
 
@@ -200,15 +203,25 @@ def test_an_operator_closes_all_connections(transport: RabbitmqTransport, rabbit
     assert drain(consuming) == [b"1", b"2"]
 
 
-def test_a_server_that_is_not_there(rabbitmq_url: str) -> None:
-    """Where no server answers the trip says so; who settles before it is answered all the same."""
+def test_a_server_that_is_not_there() -> None:
+    """Where no server answers there is no consumer, and the error says where it was looked for."""
     transport = RabbitmqTransport(Targets("amqp://guest:guest@127.0.0.1:1"))
-    consuming = consumer(transport)
     with pytest.raises(ConnectionFailed, match=r"127\.0\.0\.1:1"):
-        consuming.exchange((), 1)
-    with pytest.raises(ConnectionFailed):
-        consuming.wait(1.0)
+        transport.consumer("owner")
     transport.close()
+
+
+def test_a_server_that_is_away(rabbitmq_shared: RabbitMQ, rabbitmq_url: str) -> None:
+    """While no server answers trips and waits say so, and where it was looked for."""
+    with Proxy(rabbitmq_shared.port) as proxy:
+        transport = RabbitmqTransport(Targets(proxy.url(rabbitmq_url)))
+        consuming = consumer(transport)
+        proxy.refuse()
+        proxy.reset()
+        for ask in (lambda: consuming.exchange((), 1), lambda: consuming.wait(1.0)):
+            with pytest.raises(ConnectionFailed, match=str(urlsplit(proxy.url(rabbitmq_url)).port)):
+                ask()
+        transport.close()
 
 
 # --- acknowledgements

@@ -9,6 +9,7 @@ from ..backoff import full_jitter_s
 from ..core.run import Run
 from ..errors import BrokerCorrupt, BrokerError, BrokerFull, SchemaMismatch
 from ..logging import get_logger
+from ..ports.passing import says_how_it_went
 from ..ports.transport import MAX_TRIP, Consumer, ConsumerClosed, Exchange, Settlement
 
 logger = get_logger("greenroom.worker", "Pump")
@@ -43,7 +44,8 @@ class Trips:
         self._failures = 0
 
     def make(self, settle: Sequence[Settlement], limit: int, skip: frozenset[str]) -> Exchange | None:
-        """Makes a trip until it is answered. None if the deadline has come first."""
+        """Makes a trip until it is answered. None if it was given up first: at the deadline, or as soon as there is one
+        if the trip tells nobody how a run went. What was only claimed is given back by the end of the owner."""
         while True:
             try:
                 exchange = self._consumer.exchange(settle, limit, skip)
@@ -53,13 +55,18 @@ class Trips:
                 if isinstance(e, BrokerFull):
                     limit = 0  # settling is what makes room
                 self.failed(e)
-                if self.deadline_s is not None and time.monotonic() >= self.deadline_s:
+                if self._gives_up(settle):
                     return None
             else:
                 if self._failures:
                     logger.info("The broker answers again.")
                 self._failures = 0
                 return exchange
+
+    def _gives_up(self, settle: Sequence[Settlement]) -> bool:
+        if self.deadline_s is None:
+            return False
+        return time.monotonic() >= self.deadline_s or not says_how_it_went(settle)
 
     def failed(self, error: BrokerError) -> None:
         """Waits after a failure, each time longer."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from ... import failpoints
 from ...clock import SYSTEM_CLOCK, Clock
-from ...errors import BrokerError, MessageTooLarge
+from ...errors import BrokerError, BrokerTimeout, ConnectionFailed, MessageTooLarge
 from ...forksafe import PerProcess
 from ...logging import get_logger
 from ...ports.transport import Consumer, Envelope, Features
@@ -176,20 +176,27 @@ class RabbitmqTransport(RabbitmqAdmin):
             )
 
     def consumer(self, owner: str) -> Consumer:
-        """A new owner of claims, with a connection of its own."""
+        """A new owner of claims, with a connection of its own.
+
+        Raises:
+          ConnectionFailed: If the broker cannot be reached, or refuses the user.
+          BrokerTimeout: If it does not answer.
+        """
         from .consumer import RabbitmqConsumer  # who only sends does without
 
-        self._rescue_if_reachable()
+        self._look_for_strays()
         consumer = RabbitmqConsumer(self, owner)
         self.share.consumers.add(consumer)
         return consumer
 
-    def _rescue_if_reachable(self) -> None:
+    def _look_for_strays(self) -> None:
         try:
             if number := self.rescue():
                 logger.warning("%d delayed messages whose queue had been deleted were sent on.", number)
-        except BrokerError as e:  # the consumer waits for the broker; strays wait for the next worker that starts
-            logger.debug("Nobody looked for messages without a queue: %s", e)
+        except (ConnectionFailed, BrokerTimeout):
+            raise
+        except BrokerError as e:  # they wait for the next worker that starts
+            logger.warning("Nobody looked for messages without a queue: %s", e)
         finally:
             self.share.control.hang_up()
 
