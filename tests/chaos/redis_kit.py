@@ -108,12 +108,12 @@ def open_gate(folder: Path) -> None:
     (folder / "gate").touch()
 
 
-def started_worker(broker: EngineBroker, threads: int) -> Worker:
+def started_worker(broker: EngineBroker, threads: int, queues: set[str] | None = None) -> Worker:
     """A worker that has started, however late a busy machine answers who gives up soon."""
     started: list[Worker] = []
 
     def start() -> bool:
-        worker = Worker(broker, worker_threads=threads)
+        worker = Worker(broker, queues=queues, worker_threads=threads)
         try:
             worker.start()
         except BrokerError as e:
@@ -128,9 +128,9 @@ def started_worker(broker: EngineBroker, threads: int) -> Worker:
 
 
 @contextmanager
-def working(broker: EngineBroker, threads: int = 4) -> Iterator[Worker]:
-    """A worker in this process."""
-    worker = started_worker(broker, threads)
+def working(broker: EngineBroker, threads: int = 4, *, queues: set[str] | None = None) -> Iterator[Worker]:
+    """A worker in this process. Without ``queues`` it serves all that the broker knows, also those to come."""
+    worker = started_worker(broker, threads, queues)
     try:
         yield worker
     finally:
