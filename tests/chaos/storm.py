@@ -22,6 +22,7 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from itertools import count
 from pathlib import Path
+from typing import TypeVar
 
 from greenroom import Message
 from scripts.servers import Nest, RabbitMQ, Redis
@@ -29,6 +30,8 @@ from tests.chaos.history import Event, Fault, Verdict, check, line_of, read_even
 from tests.chaos.places import Place, RabbitmqPlace, RedisPlace
 from tests.runtime.cli_kit import Program, Running, is_running, wait_until
 from tests.runtime.engine_kit import letters_in, open_broker
+
+S = TypeVar("S", Redis, RabbitMQ)
 
 #: What actors write down: each line with one write, to a file of their process's own that is opened for appending.
 ACTORS = """
@@ -267,10 +270,7 @@ def on_redis() -> Iterator[Callable[[Path], Place]]:
         server.cli("FLUSHALL")
         return RedisPlace(server)
 
-    with nest_of("redis") as nest:
-        server = Redis(nest.folder / "redis")
-        nest.own(server)
-        server.start()
+    with running(Redis) as server:
         yield place_of
 
 
@@ -284,19 +284,19 @@ def on_rabbitmq() -> Iterator[Callable[[Path], Place]]:
         server.add_vhosts([vhost])
         return RabbitmqPlace(server, vhost, is_ours=True)
 
-    with nest_of("rabbitmq") as nest:
-        server = RabbitMQ(nest.folder / "rabbitmq")
-        nest.own(server)
-        server.start()
+    with running(RabbitMQ) as server:
         yield place_of
 
 
 @contextmanager
-def nest_of(kind: str) -> Iterator[Nest]:
-    """For servers, and for the files of programs that use them."""
-    with tempfile.TemporaryDirectory(prefix=f"storm-{kind}-") as folder, Nest(Path(folder)) as nest:
+def running(kind: type[S]) -> Iterator[S]:
+    """A server, and a folder for the files that processes keep that use it."""
+    with tempfile.TemporaryDirectory(prefix=f"storm-{kind.kind}-") as folder, Nest(Path(folder)) as nest:
         os.environ["XDG_RUNTIME_DIR"] = folder
-        yield nest
+        server = kind(nest.folder / kind.kind)
+        nest.own(server)
+        server.start()
+        yield server
 
 
 #: Where storms can be.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,9 +14,9 @@ from greenroom.engines.rabbitmq.connection import Link, Targets
 from greenroom.engines.rabbitmq.consumer import RabbitmqConsumer
 from greenroom.engines.rabbitmq.topology import Declarer, Layout
 from greenroom.engines.rabbitmq.transport import RabbitmqTransport
-from greenroom.errors import BrokerError, ConnectionClosed
+from greenroom.errors import BrokerError, BrokerFull, ConnectionClosed
 from greenroom.ports.transport import Settlement
-from greenroom.testing.contract.kit import claim, consumer_of, envelope, envelopes
+from greenroom.testing.contract.kit import claim, consumer_of, envelope, envelopes, settle
 from tests.engines.rabbitmq_kit import transport_at
 
 
@@ -94,3 +95,19 @@ def test_what_is_not_consumed_any_more(transport: RabbitmqTransport, monkeypatch
     assert consumer.exchange((), 1).reset
     consumer.subscribe(["default"])
     assert [delivery.body for delivery in claim(consumer, 1)] == [b"a"]
+
+
+def test_a_queue_that_takes_nothing_yet(transport: RabbitmqTransport, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A retry that its queue refuses for the moment is published later: it is no dead letter."""
+    consumer = consumer_of(transport)
+    transport.push(envelopes(b"a"))
+    (a,) = claim(consumer, 1)
+
+    def submit(*_: Any) -> Any:
+        monkeypatch.undo()
+        return SimpleNamespace(done=True, error=BrokerFull("not now"), failed=[0])
+
+    monkeypatch.setattr(transport.publisher, "submit", submit)
+    answer = settle(consumer, Settlement(a, Verdict.RETRY, retry=envelope(b"again")))
+    assert (len(answer.settled), list(answer.refused)) == (1, [])
+    assert [delivery.body for delivery in claim(consumer, 1)] == [b"again"]

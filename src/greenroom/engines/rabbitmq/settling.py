@@ -21,7 +21,7 @@ import msgspec
 from ... import failpoints
 from ...backoff import full_jitter_s
 from ...core.verdict import Verdict
-from ...errors import BrokerError, BrokerFull, MessageTooLarge
+from ...errors import BrokerError, MessageTooLarge
 from ...logging import get_logger
 from ...ports.checks import check_park
 from ...ports.transport import Delivery, Envelope, Exchange, Incident, Settlement
@@ -32,8 +32,9 @@ from .wire import Meta, Publication, priority_of, read
 
 # Looking a member up takes longer than all else that is done for a message that succeeded.
 _ACK = Verdict.ACK
-#: Errors of a publication that no waiting mends.
-_PERMANENT = (MessageTooLarge, BrokerFull, QueueMismatch)
+#: Errors of a publication that no waiting mends. That a queue takes nothing now is none: a quorum queue that was just
+#: made refuses what comes before it is ready.
+_PERMANENT = (MessageTooLarge, QueueMismatch)
 #: How many trips that settled something are remembered, in case that one is made again.
 _REMEMBERED_TRIPS = 4
 #: What a header may hold, in bytes: it has to fit into one frame of 128 KiB.
@@ -102,9 +103,7 @@ class Settler:
         self._settled, self._lost, self._refused = [], [], []
         if self.stale > self._stale_told:
             count, self._stale_told = self.stale - self._stale_told, self.stale
-            text = (
-                "%d messages were settled after their connection had ended: they were handed out again. (stale_ack: %d)"
-            )
+            text = "%d messages were settled after their connection had ended and are handed out again. (stale_ack: %d)"
             logger.warning(text, count, self.stale)
         if settled:
             self._remembered.append(settled)
@@ -361,8 +360,9 @@ class Settler:
         self._later.clear()
 
     def _lose(self, entry: Open) -> None:
+        """It is handed out again. For what was only given back that is nothing too late."""
         self._lost += entry.settlements
-        self.stale += len(entry.settlements)
+        self.stale += sum(s.verdict is not Verdict.RELEASE for s in entry.settlements)
 
 
 def fitting(meta: Meta) -> Meta:
